@@ -1,0 +1,1 @@
+"""Hugging Face folders to Orbax checkpoints and back; `python -m convert --help`."""

@@ -1,0 +1,1 @@
+"""Records real terminal sessions: scripted solvers at work in a real shell on a real terminal."""

@@ -1,0 +1,220 @@
+"""Attention tile by tile in plain jax.numpy: memory linear in the row, work as the segments need.
+
+Legend: B batch, T query tokens, S key tokens, N query heads, K kv heads, G query heads per kv
+head, H head dim; q, k index one tile of `block` queries or keys.
+
+The tiles of FlashAttention-2 (arXiv 2307.08691) with loops whose bounds come from the data: a tile
+of queries visits the key tiles from the start of its first query's segment to itself, and none
+when it holds padding alone. The backward pass computes the weights again from the kept logarithm
+of their sum. This is the implementation for CPUs; accelerators have kernels.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_PADDED_QUERY = -1  # segment ids of what is added to fill the last tile: they meet nobody
+_PADDED_KEY = -2
+
+
+class _Row(NamedTuple):
+    """One row of a batch, head-major, its lengths whole numbers of tiles."""
+
+    q: Float[Array, "K G T H"]
+    k: Float[Array, "K S H"]
+    v: Float[Array, "K S H"]
+    segment_ids_q: Int[Array, "T"]
+    segment_ids_k: Int[Array, "S"]
+    offset: Int[Array, ""]
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segment_ids_q: Int[Array, "B T"],
+    segment_ids_k: Int[Array, "B S"],
+    offset: Int[Array, ""],
+    *,
+    block: int,
+) -> Float[Array, "B T N H"]:
+    """Attention of scaled queries over the keys of their segment that are not after them.
+
+    Args:
+        q: queries, already scaled.
+        k: keys of the whole row.
+        v: values of the whole row.
+        segment_ids_q: of the queries.
+        segment_ids_k: of the keys; equal ids are neighbours.
+        offset: where in the row the first query is.
+        block: tokens a side of a tile.
+
+    Returns:
+        One vector a query and head; zeros in tiles of padding.
+    """
+    num_queries, num_kv_heads = q.shape[1], k.shape[2]
+    block = min(block, max(q.shape[1], k.shape[1]))
+
+    def attend_row(row):
+        q, k, v, segment_ids_q, segment_ids_k = row
+        grouped = q.reshape(q.shape[0], num_kv_heads, -1, q.shape[-1])
+        tiled = _Row(
+            q=_fill(grouped.transpose(1, 2, 0, 3), block, axis=2, value=0),
+            k=_fill(k.transpose(1, 0, 2), block, axis=1, value=0),
+            v=_fill(v.transpose(1, 0, 2), block, axis=1, value=0),
+            segment_ids_q=_fill(segment_ids_q, block, axis=0, value=_PADDED_QUERY),
+            segment_ids_k=_fill(segment_ids_k, block, axis=0, value=_PADDED_KEY),
+            offset=offset,
+        )
+        out = _attend_tiled(block, tiled)[:, :, :num_queries]
+        return out.transpose(2, 0, 1, 3).reshape(q.shape)
+
+    # One row after another: each has loop bounds of its own.
+    return jax.lax.map(attend_row, (q, k, v, segment_ids_q, segment_ids_k))
+
+
+def visited_tiles(
+    segment_ids: Int[Array, "T"], block: int, offset: int = 0, num_queries: int | None = None
+) -> tuple[Int[Array, "tiles"], Int[Array, "tiles"]]:
+    """First and one-past-last key tile that each tile of queries visits in a row.
+
+    Two segments of four tokens and two of padding, in tiles of two:
+
+        segment_ids  1 1 | 1 1 | 2 2 | 2 2 | 0 0
+        first         0     0     2     2     0
+        end           1     2     3     4     0
+    """
+    num_queries = segment_ids.shape[0] if num_queries is None else num_queries
+    segment_ids_k = _fill(segment_ids, block, axis=0, value=_PADDED_KEY)
+    queries = segment_ids[offset : offset + num_queries]
+    segment_ids_q = _fill(queries, block, axis=0, value=_PADDED_QUERY)
+    return _tile_bounds(segment_ids_q, segment_ids_k, jnp.int32(offset), block)
+
+
+def _fill(x: Array, block: int, *, axis: int, value: int) -> Array:
+    missing = -x.shape[axis] % block
+    widths = [(0, missing if dim == axis else 0) for dim in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _tile_bounds(
+    segment_ids_q: Int[Array, "T"],
+    segment_ids_k: Int[Array, "S"],
+    offset: Int[Array, ""],
+    block: int,
+) -> tuple[Int[Array, "tiles"], Int[Array, "tiles"]]:
+    index = jnp.arange(segment_ids_k.shape[0], dtype=jnp.int32)
+    begins = jnp.concatenate([jnp.ones(1, bool), segment_ids_k[1:] != segment_ids_k[:-1]])
+    segment_start = jax.lax.cummax(jnp.where(begins, index, 0))
+    tile = jnp.arange(segment_ids_q.shape[0] // block, dtype=jnp.int32)
+    first_query = jnp.minimum(offset + tile * block, segment_ids_k.shape[0] - 1)
+    last_query = jnp.minimum(offset + (tile + 1) * block, segment_ids_k.shape[0]) - 1
+    needed = (segment_ids_q.reshape(-1, block) > 0).any(axis=1)
+    first = jnp.where(needed, segment_start[first_query] // block, 0)
+    return first, jnp.where(needed, last_query // block + 1, 0)
+
+
+def _slice(x: Array, tile: Int[Array, ""], block: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, tile * block, block, axis)
+
+
+def _tile_logits(
+    row: _Row, i: Int[Array, ""], j: Int[Array, ""], block: int
+) -> Float[Array, "K G q k"]:
+    """Logits of query tile i on key tile j, -inf where a query does not see a key."""
+    q, k = _slice(row.q, i, block, 2), _slice(row.k, j, block, 1)
+    logits = jnp.einsum("KGqH,KkH->KGqk", q, k, preferred_element_type=jnp.float32)
+    position = jnp.arange(block)
+    past = (row.offset + i * block + position)[:, None] >= (j * block + position)[None, :]
+    segment_q = _slice(row.segment_ids_q, i, block, 0)
+    segment_k = _slice(row.segment_ids_k, j, block, 0)
+    return jnp.where(past & (segment_q[:, None] == segment_k[None, :]), logits, -jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_tiled(block: int, row: _Row) -> Float[Array, "K G T H"]:
+    return _forward(block, row)[0]
+
+
+def _forward(block: int, row: _Row):
+    """Output, and what the backward pass needs: the row, the output, log of the sum of weights."""
+    num_kv_heads, num_groups, _, head_dim = row.q.shape
+    first, end = _tile_bounds(row.segment_ids_q, row.segment_ids_k, row.offset, block)
+    tile_shape = (num_kv_heads, num_groups, block)
+
+    def query_tile(i):
+        def key_tile(j, carry):
+            out, total, peak = carry
+            logits = _tile_logits(row, i, j, block)
+            new_peak = jnp.maximum(peak, logits.max(axis=-1))
+            # A query that has met no key of its own yet has a peak of -inf: keep exp finite.
+            shift = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
+            weights = jnp.exp(logits - shift[..., None])
+            decay = jnp.exp(peak - shift)
+            v = _slice(row.v, j, block, 1)
+            update = jnp.einsum("KGqk,KkH->KGqH", weights.astype(v.dtype), v,
+                                preferred_element_type=jnp.float32)  # fmt: skip
+            return out * decay[..., None] + update, total * decay + weights.sum(-1), new_peak
+
+        start = (
+            jnp.zeros((*tile_shape, head_dim), jnp.float32),
+            jnp.zeros(tile_shape, jnp.float32),
+            jnp.full(tile_shape, -jnp.inf, jnp.float32),
+        )
+        out, total, peak = jax.lax.fori_loop(first[i], end[i], key_tile, start)
+        met = total > 0
+        safe_total = jnp.where(met, total, 1.0)
+        out = jnp.where(met[..., None], out / safe_total[..., None], 0.0)
+        # +inf where a query saw nothing: its weights are then exp(-inf) = 0 in the backward pass.
+        return out.astype(row.q.dtype), jnp.where(met, peak + jnp.log(safe_total), jnp.inf)
+
+    out, log_total = jax.lax.map(query_tile, jnp.arange(first.shape[0]))
+    out = jnp.moveaxis(out, 0, 2).reshape(row.q.shape)
+    log_total = jnp.moveaxis(log_total, 0, 2).reshape(row.q.shape[:3])
+    return out, (row, out, log_total)
+
+
+def _backward(block: int, residuals, d_out: Float[Array, "K G T H"]):
+    """Gradients of the row's q, k, v, in one pass over the visited tiles."""
+    row, out, log_total = residuals
+    first, end = _tile_bounds(row.segment_ids_q, row.segment_ids_k, row.offset, block)
+    correction = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
+    dtype = row.q.dtype
+
+    def query_tile(carry, i):
+        q, d_out_i = _slice(row.q, i, block, 2), _slice(d_out, i, block, 2)
+        log_total_i, correction_i = (_slice(x, i, block, 2) for x in (log_total, correction))
+
+        def key_tile(j, carry):
+            d_q, d_k, d_v = carry
+            k, v = _slice(row.k, j, block, 1), _slice(row.v, j, block, 1)
+            weights = jnp.exp(_tile_logits(row, i, j, block) - log_total_i[..., None])
+            d_weights = jnp.einsum("KGqH,KkH->KGqk", d_out_i, v, preferred_element_type=jnp.float32)
+            d_logits = (weights * (d_weights - correction_i[..., None])).astype(dtype)
+            weights = weights.astype(dtype)
+            d_q += jnp.einsum("KGqk,KkH->KGqH", d_logits, k, preferred_element_type=jnp.float32)
+            d_k_j = jnp.einsum("KGqk,KGqH->KkH", d_logits, q, preferred_element_type=jnp.float32)
+            d_v_j = jnp.einsum("KGqk,KGqH->KkH", weights, d_out_i,
+                               preferred_element_type=jnp.float32)  # fmt: skip
+            return d_q, _add_at(d_k, j, d_k_j, block), _add_at(d_v, j, d_v_j, block)
+
+        d_q = jnp.zeros(q.shape, jnp.float32)
+        d_q, d_k, d_v = jax.lax.fori_loop(first[i], end[i], key_tile, (d_q, *carry))
+        return (d_k, d_v), d_q.astype(dtype)
+
+    start = (jnp.zeros(row.k.shape, jnp.float32), jnp.zeros(row.v.shape, jnp.float32))
+    (d_k, d_v), d_q = jax.lax.scan(query_tile, start, jnp.arange(first.shape[0]))
+    d_q = jnp.moveaxis(d_q, 0, 2).reshape(row.q.shape)
+    return (_Row(d_q, d_k.astype(row.k.dtype), d_v.astype(row.v.dtype), None, None, None),)
+
+
+def _add_at(x: Float[Array, "K S H"], tile: Int[Array, ""], update: Array, block: int) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(
+        x, _slice(x, tile, block, 1) + update, tile * block, axis=1
+    )
+
+
+_attend_tiled.defvjp(_forward, _backward)

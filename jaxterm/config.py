@@ -1,0 +1,310 @@
+"""The settings of a run: schema, defaults and validation, and their way to and from ConfigDict.
+
+A file in configs/ returns `to_config_dict(TrainConfig(...))`; the command line overrides single
+values (`--config.optimizer.peak_lr=1e-5`); `from_config_dict` then builds the frozen dataclasses
+again, which is where everything is validated, once. Below `main` nobody sees a ConfigDict.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+from ml_collections import config_dict
+
+from jaxterm import architecture
+
+DType = Literal["float32", "bfloat16"]
+RematPolicy = Literal["none", "dots", "full"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_choice(setting: str, value: Any, choices: Any) -> None:
+    allowed = typing.get_args(choices)
+    _require(
+        value in allowed, f"{setting}={value!r} must be one of {', '.join(map(repr, allowed))}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """Where the weights and the tokenizer come from."""
+
+    hf_dir: str = ""  # a Hugging Face folder: config.json, safetensors, tokenizer
+    random: bool = False  # make such a folder with random weights in WORKDIR/start
+    tokenizer_dir: str = ""  # with random=True; empty: the tokenizer shipped with data_pipeline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the model is computed: number formats, what is recomputed, sizes of the chunks."""
+
+    param_dtype: DType = "float32"
+    compute_dtype: DType = "bfloat16"
+    remat: RematPolicy = "full"  # what a block keeps for its backward pass: all, products, nothing
+    attention: Literal["auto", "reference", "blockwise"] = "auto"
+    attention_block: int = 256  # tokens a side of one tile of blockwise attention
+    loss_chunk_tokens: int = 1024  # positions of a row whose logits exist at one time
+
+    def __post_init__(self):
+        _require_choice("config.compute.param_dtype", self.param_dtype, DType)
+        _require_choice("config.compute.compute_dtype", self.compute_dtype, DType)
+        _require_choice("config.compute.remat", self.remat, RematPolicy)
+        _require_choice("config.compute.attention", self.attention,
+                        Literal["auto", "reference", "blockwise"])  # fmt: skip
+        for name in ("attention_block", "loss_chunk_tokens"):
+            value = getattr(self, name)
+            _require(value > 0, f"config.compute.{name}={value} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; exactly one may be -1 and takes the devices that are left."""
+
+    data: int = 1  # copies of the model; across slices, over the data-centre network
+    fsdp: int = -1  # rows of the batch, and the parameters cut along their embed dim
+    context: int = 1  # the length of a row
+    tensor: int = 1  # heads, mlp and vocabulary
+    num_slices: int = 1  # pods joined by the data-centre network; divides `data`
+
+    def __post_init__(self):
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "context", "tensor")}
+        bad = {name: size for name, size in sizes.items() if size < 1 and size != -1}
+        _require(not bad, f"config.mesh {bad}: an axis has a positive size, or -1 for what is left")
+        _require(
+            list(sizes.values()).count(-1) <= 1, f"config.mesh {sizes}: only one axis may be -1"
+        )
+        _require(self.num_slices > 0, f"config.mesh.num_slices={self.num_slices} must be positive")
+
+    def sizes(self, num_devices: int) -> dict[str, int]:
+        """Mesh axis -> size on `num_devices` devices; ValueError where they do not fit."""
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "context", "tensor")}
+        fixed = 1
+        for size in sizes.values():
+            fixed *= size if size != -1 else 1
+        sizes = {k: num_devices // fixed if v == -1 else v for k, v in sizes.items()}
+        product = 1
+        for size in sizes.values():
+            product *= size
+        _require(
+            product == num_devices and num_devices % fixed == 0,
+            f"config.mesh {dataclasses.asdict(self)} does not fit {num_devices} devices: "
+            "the product of its axes must be the number of devices; set one axis to -1",
+        )
+        return sizes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which conversations are trained, and how they become rows."""
+
+    corpus: tuple[str, ...] = ()  # Parquet or JSONL files or folders; `embedded` is the shipped one
+    prepared_dir: str = ""  # instead of corpus: a folder made by `python -m data_pipeline.prepare`
+    row_length: int = 32_768  # tokens
+    global_batch_size: int = 128  # rows a step, over all devices and micro-batches
+    epochs: int = 2
+    think: Literal["keep", "strip_history"] = "keep"
+    overlong: Literal["split", "truncate", "drop"] = "split"
+    curriculum: str = "mixed"
+    heldout_fraction: float = 0.0  # of the tasks, whole tasks at a time
+    num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process
+
+    def __post_init__(self):
+        _require_choice("config.data.think", self.think, Literal["keep", "strip_history"])
+        _require_choice("config.data.overlong", self.overlong, Literal["split", "truncate", "drop"])
+        for name in ("row_length", "global_batch_size", "epochs"):
+            value = getattr(self, name)
+            _require(value > 0, f"config.data.{name}={value} must be positive")
+        _require(
+            0 <= self.heldout_fraction < 1,
+            f"config.data.heldout_fraction={self.heldout_fraction} must be in [0, 1)",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW under a warm-up and cosine schedule; the defaults are the paper's (section 5.1)."""
+
+    peak_lr: float = 2e-5
+    warmup_fraction: float = 0.1  # of all steps
+    final_lr_fraction: float = 0.0  # of peak_lr, where the cosine ends
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-4  # on matrices; never on norm scales
+    max_grad_norm: float = 1.0  # global; 0 does not clip
+    num_micro_batches: int = 1  # a step's batch is computed in this many parts
+
+    def __post_init__(self):
+        _require(self.peak_lr > 0, f"config.optimizer.peak_lr={self.peak_lr} must be positive")
+        for name in ("warmup_fraction", "final_lr_fraction", "beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"config.optimizer.{name}={value} must be in [0, 1]")
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"config.optimizer.{name}={value} must not be negative")
+        _require(
+            self.num_micro_batches > 0,
+            f"config.optimizer.num_micro_batches={self.num_micro_batches} must be positive",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes while it goes on."""
+
+    metrics_every_steps: int = 1
+    eval_every_steps: int = 200  # held-out loss; 0 only at the end
+    checkpoint_every_steps: int = 200  # 0 only at the end
+    keep_checkpoints: int = 2
+    wandb_project: str = ""  # empty: no Weights & Biases
+
+    def __post_init__(self):
+        _require(
+            self.metrics_every_steps > 0,
+            f"config.log.metrics_every_steps={self.metrics_every_steps} must be positive",
+        )
+        _require(
+            self.keep_checkpoints > 0,
+            f"config.log.keep_checkpoints={self.keep_checkpoints} must be positive",
+        )
+        for name in ("eval_every_steps", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            _require(value >= 0, f"config.log.{name}={value} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The Hugging Face folder that a finished run leaves in WORKDIR/hf."""
+
+    enabled: bool = True
+    dtype: DType = "bfloat16"
+    max_shard_gb: float = 5.0
+
+    def __post_init__(self):
+        _require_choice("config.export.dtype", self.dtype, DType)
+        _require(
+            self.max_shard_gb > 0,
+            f"config.export.max_shard_gb={self.max_shard_gb} must be positive",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a run is told."""
+
+    model: architecture.ModelConfig
+    seed: int = 42
+    max_steps: int = 0  # 0: all the plan holds
+    start: StartConfig = dataclasses.field(default_factory=StartConfig)
+    compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+
+    def __post_init__(self):
+        _require(self.max_steps >= 0, f"config.max_steps={self.max_steps} must not be negative")
+        _require(
+            self.data.global_batch_size % self.optimizer.num_micro_batches == 0,
+            f"config.data.global_batch_size={self.data.global_batch_size} must be a multiple of "
+            f"config.optimizer.num_micro_batches={self.optimizer.num_micro_batches}",
+        )
+
+
+def validate_on_devices(config: TrainConfig, num_devices: int) -> dict[str, int]:
+    """Check the settings against a number of devices.
+
+    Returns:
+        Mesh axis -> size.
+
+    Raises:
+        ValueError: naming every setting that the mesh does not divide.
+    """
+    sizes = config.mesh.sizes(num_devices)
+    model, data = config.model, config.data
+    rows = data.global_batch_size // config.optimizer.num_micro_batches
+    cut = sizes["fsdp"] * sizes["context"]
+    divisions = (
+        ("data.global_batch_size / optimizer.num_micro_batches", rows, "data*fsdp",
+         sizes["data"] * sizes["fsdp"]),
+        ("data.row_length", data.row_length, "context", sizes["context"]),
+        ("model.embed_dim", model.embed_dim, "fsdp*context", cut),
+        ("model.num_heads", model.num_heads, "tensor", sizes["tensor"]),
+        ("model.num_kv_heads", model.num_kv_heads, "tensor", sizes["tensor"]),
+        ("model.mlp_dim", model.mlp_dim, "tensor", sizes["tensor"]),
+        ("the padded vocabulary (model.vocab_multiple)", model.padded_vocab_size, "tensor",
+         sizes["tensor"]),
+        ("mesh.data", sizes["data"], "mesh.num_slices", config.mesh.num_slices),
+    )  # fmt: skip
+    faults = [
+        f"config.{name}={value} must be a multiple of {by}={divisor}"
+        for name, value, by, divisor in divisions
+        if value % divisor
+    ]
+    _require(
+        not faults,
+        f"on this {num_devices}-device mesh {sizes}: "
+        + "; ".join(faults)
+        + "; change those settings or --config.mesh",
+    )
+    return sizes
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """A dataclass as a ConfigDict whose values the command line can override with type checks."""
+    result = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif value is None:
+            value = config_dict.placeholder(_inner_type(hints[field.name]))
+        result[field.name] = value
+    return result
+
+
+def from_config_dict(values: Mapping[str, Any], schema: type = TrainConfig) -> Any:
+    """The frozen dataclass of `schema` that a ConfigDict or a JSON object holds, validated.
+
+    Raises:
+        ValueError: an unknown setting, a missing one, or one that breaks its rule.
+    """
+    hints = typing.get_type_hints(schema)
+    unknown = sorted(set(values) - set(hints))
+    _require(
+        not unknown, f"unknown settings {unknown} in {schema.__name__}; it has {sorted(hints)}"
+    )
+    arguments = {name: _value_from(hints[name], values[name]) for name in values}
+    try:
+        return schema(**arguments)
+    except TypeError as error:  # a setting without default is missing
+        raise ValueError(f"{schema.__name__}: {error}") from error
+
+
+def to_json_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain JSON values; `from_config_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def _inner_type(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        return next(option for option in typing.get_args(hint) if option is not type(None))
+    return hint
+
+
+def _value_from(hint: Any, value: Any) -> Any:
+    hint = _inner_type(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_config_dict(value, hint)
+    if typing.get_origin(hint) is tuple and value is not None:
+        return tuple(value)
+    return value
