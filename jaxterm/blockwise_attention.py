@@ -10,7 +10,7 @@ of their sum. This is the implementation for CPUs; accelerators have kernels.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,17 @@ _PADDED_KEY = -2
 
 
 class _Row(NamedTuple):
-    """One row of a batch, head-major, its lengths whole numbers of tiles."""
+    """One row of a batch, head-major, its lengths whole numbers of tiles.
+
+    Also the gradient of one, with None for the integers.
+    """
 
     q: Float[Array, "K G T H"]
     k: Float[Array, "K S H"]
     v: Float[Array, "K S H"]
-    segment_ids_q: Int[Array, "T"]
-    segment_ids_k: Int[Array, "S"]
-    offset: Int[Array, ""]
+    segment_ids_q: Any
+    segment_ids_k: Any
+    offset: Any
 
 
 def attend(

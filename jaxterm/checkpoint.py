@@ -81,7 +81,7 @@ class Checkpointer:
                 progress=ocp.args.JsonRestore(),
             ),
         )
-        return restored.params, restored.optimizer, Progress(**restored.progress)
+        return restored["params"], restored["optimizer"], Progress(**restored["progress"])
 
     def wait(self) -> None:
         """Until what was saved is on disk; raises what went wrong in the background."""

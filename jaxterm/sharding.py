@@ -10,6 +10,7 @@ Parameters and activations name their dims logically; RULES alone turns names in
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -33,7 +34,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
 
 
 def make_mesh(
-    sizes: dict[str, int], *, num_slices: int = 1, devices: Sequence[jax.Device] | None = None
+    sizes: dict[str, int], *, num_slices: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """A mesh with the axes of AXES, laid out so that neighbours on an axis are near each other.
 

@@ -1,0 +1,89 @@
+"""The common way of running a stage from the command line: flags from a dataclass, clear errors.
+
+A stage declares each option once, as a field of a frozen dataclass whose metadata says `help`; the
+flag's name, type and default follow from it.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+flags.disclaim_key_flags()  # `--help` of a command shows the flags that it defines through here
+
+
+def option(default: Any, help: str, *, changes_output: bool = True) -> Any:
+    """A dataclass field that is also a flag."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "changes_output": changes_output}
+    )
+
+
+def define_flags(*schemas: type) -> None:
+    """One flag for each field of the dataclasses made with `option`."""
+    for schema in schemas:
+        hints = typing.get_type_hints(schema)
+        for field in dataclasses.fields(schema):
+            if "help" in field.metadata:
+                _define_flag(field, hints[field.name])
+    flags.DEFINE_bool("debug", False, "on an error show the traceback too")
+
+
+def options_from_flags(schema: type) -> Any:
+    """The dataclass that the command line describes."""
+    return schema(
+        **{
+            field.name: flags.FLAGS[field.name].value
+            for field in dataclasses.fields(schema)
+            if "help" in field.metadata
+        }
+    )
+
+
+def require_choice(setting: str, value: Any, choices: Any) -> None:
+    """ValueError unless `value` is one of the values of a Literal."""
+    allowed = typing.get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"--{setting}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def require(condition: bool, message: str) -> None:
+    """ValueError with `message` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a command: `main` gets the positional arguments.
+
+    A ValueError, which is what a user can cause, ends as one line on stderr and exit code 1.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv[1:])
+        except ValueError as error:
+            if flags.FLAGS.debug:
+                raise
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)
+
+
+def _define_flag(field: dataclasses.Field, hint: Any) -> None:
+    text = field.metadata["help"]
+    if typing.get_origin(hint) is typing.Literal:
+        flags.DEFINE_enum(field.name, field.default, typing.get_args(hint), text)
+    elif hint is bool:
+        flags.DEFINE_bool(field.name, field.default, text)
+    elif hint is int:
+        flags.DEFINE_integer(field.name, field.default, text)
+    elif hint is float:
+        flags.DEFINE_float(field.name, field.default, text)
+    elif typing.get_origin(hint) is tuple:
+        flags.DEFINE_list(field.name, list(field.default), text)
+    else:
+        flags.DEFINE_string(field.name, field.default, text)

@@ -1,0 +1,153 @@
+"""One step of training and one of evaluation: pure functions of state and batch.
+
+A batch is a dict of int32 [B, T] arrays: tokens, positions, segment_ids, loss_mask. Gradients and
+losses are sums over loss tokens divided by the number of loss tokens of the whole global batch, so
+that micro-batches, hosts and shards change nothing but rounding.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxterm import config, loss, model, optimizer, sharding
+
+Batch = dict[str, Int[Array, "B T"]]
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainState(NamedTuple):
+    """What a step changes."""
+
+    params: model.Params
+    optimizer: Any  # optax's state
+    step: Any  # steps done, an int32 scalar
+
+
+def init_state(run: config.TrainConfig, params: model.Params, num_steps: int) -> TrainState:
+    """The state before the first step; the moments lie as their parameters do."""
+    transform = optimizer.make_optimizer(run.optimizer, num_steps)
+    return TrainState(params, jax.jit(transform.init)(params), jnp.int32(0))
+
+
+def abstract_state(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int) -> TrainState:
+    """Shapes, dtypes and shardings of the state, for restoring it and for compiling without it."""
+    params = model.abstract_params(run.model, run.compute, mesh)
+    transform = optimizer.make_optimizer(run.optimizer, num_steps)
+    replicated = sharding.named_sharding(mesh)
+
+    def scalar(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+
+    # Moments come out of optax as trees like the parameters; what else there is are counters.
+    moments = optax.tree.map_params(
+        transform,
+        lambda leaf, parameter: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=parameter.sharding
+        ),
+        jax.eval_shape(transform.init, params),
+        params,
+        transform_non_params=scalar,
+    )
+    return TrainState(params, moments, scalar(jax.ShapeDtypeStruct((), jnp.int32)))
+
+
+def make_train_step(
+    run: config.TrainConfig, num_steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function (state, batch) -> (next state, metrics of this step)."""
+    transform = optimizer.make_optimizer(run.optimizer, num_steps)
+    schedule = optimizer.make_schedule(run.optimizer, num_steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        total = num_loss_tokens(batch)
+        mean_loss, grads = _accumulate(run, state.params, batch, total)
+        updates, moments = transform.update(grads, state.optimizer, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": mean_loss,
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "learning_rate": schedule(state.step),
+            "loss_tokens": total,
+            "tokens": (batch["segment_ids"] > 0).sum(),
+        }
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        return TrainState(params, moments, state.step + 1), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    run: config.TrainConfig, num_groups: int
+) -> Callable[[model.Params, Batch, Int[Array, "B T"]], tuple[Array, Array]]:
+    """The function (params, batch, group of each token) -> (sums of losses, loss tokens), [groups].
+
+    The group of a loss is that of the token predicted from, which is of the same segment.
+    """
+
+    def eval_step(params: model.Params, batch: Batch, groups: Int[Array, "B T"]):
+        losses, targets = _token_losses(run, params, batch)
+        counted = targets != loss.IGNORED
+        one_hot = jax.nn.one_hot(groups, num_groups) * counted[..., None]
+        return jnp.einsum("BT,BTG->G", losses, one_hot), one_hot.sum((0, 1))
+
+    return eval_step
+
+
+def num_loss_tokens(batch: Batch) -> Int[Array, ""]:
+    """Targets in the global batch, at least 1 so that a batch without any divides by something."""
+    targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    return jnp.maximum((targets != loss.IGNORED).sum(), 1)
+
+
+def _token_losses(run: config.TrainConfig, params: model.Params, batch: Batch):
+    decoder = model.with_params(run.model, run.compute, params)
+    hidden = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
+    targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    with jax.named_scope("loss"):
+        losses = loss.token_losses(
+            hidden,
+            decoder.head,
+            targets,
+            vocab_size=run.model.vocab_size,
+            chunk_tokens=run.compute.loss_chunk_tokens,
+        )
+    return losses, targets
+
+
+def _accumulate(
+    run: config.TrainConfig, params: model.Params, batch: Batch, total: Int[Array, ""]
+) -> tuple[Float[Array, ""], model.Params]:
+    """Loss and float32 gradients of the global batch, one micro-batch after another."""
+
+    def share_of_loss(params: model.Params, part: Batch) -> Float[Array, ""]:
+        return _token_losses(run, params, part)[0].sum() / total
+
+    def add(carry, part: Batch):
+        part = {name: sharding.constrain(x, "batch", "length") for name, x in part.items()}
+        result = jax.value_and_grad(share_of_loss)(params, part)
+        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, result), None
+
+    num_parts = run.optimizer.num_micro_batches
+    if num_parts == 1:
+        return jax.value_and_grad(share_of_loss)(params, batch)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), params))
+    parts = {name: _deal(x, num_parts) for name, x in batch.items()}
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _deal(x: Int[Array, "B T"], num_parts: int) -> Int[Array, "parts rows T"]:
+    """Rows dealt to micro-batches like cards: each device's rows stay on it."""
+    return x.reshape(-1, num_parts, x.shape[1]).swapaxes(0, 1)
+
+
+def jit_train_step(
+    run: config.TrainConfig, num_steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`make_train_step`, compiled on first use; the state it is given is used up."""
+    return functools.partial(jax.jit, donate_argnums=0)(make_train_step(run, num_steps))
