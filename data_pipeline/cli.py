@@ -5,31 +5,47 @@ flag's name, type and default follow from it.
 """
 
 import dataclasses
+import pathlib
 import sys
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags
 
 flags.disclaim_key_flags()  # `--help` of a command shows the flags that it defines through here
 
 
-def option(default: Any, help: str, *, changes_output: bool = True) -> Any:
-    """A dataclass field that is also a flag."""
-    return dataclasses.field(
-        default=default, metadata={"help": help, "changes_output": changes_output}
-    )
+def flag(help: str, *, changes_output: bool = True) -> dict[str, Any]:
+    """The metadata of a dataclass field that is also a flag."""
+    return {"help": help, "changes_output": changes_output}
 
 
 def define_flags(*schemas: type) -> None:
-    """One flag for each field of the dataclasses made with `option`."""
+    """One flag for each field of the dataclasses whose metadata is made with `flag`."""
     for schema in schemas:
         hints = typing.get_type_hints(schema)
         for field in dataclasses.fields(schema):
             if "help" in field.metadata:
                 _define_flag(field, hints[field.name])
-    flags.DEFINE_bool("debug", False, "on an error show the traceback too")
+
+
+def define_output_flags() -> None:
+    """The flags that every stage has."""
+    flags.DEFINE_string("output", "", "the folder to write")
+    flags.DEFINE_bool("overwrite", False, "replace what an earlier run left in --output")
+    flags.DEFINE_bool("debug", False, "on an error show the traceback")
+
+
+def define_tokenizer_flag() -> None:
+    """The flag of the stages that need the model's tokenizer."""
+    flags.DEFINE_string("tokenizer", "", "Hugging Face folder of the tokenizer, or embedded")
+
+
+def output_dir() -> pathlib.Path:
+    """The folder named by --output."""
+    require(bool(flags.FLAGS.output), "--output is not set; name the folder to write")
+    return pathlib.Path(flags.FLAGS.output)
 
 
 def options_from_flags(schema: type) -> Any:
@@ -74,16 +90,16 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def _define_flag(field: dataclasses.Field, hint: Any) -> None:
-    text = field.metadata["help"]
+    text, default = field.metadata["help"], cast(Any, field.default)
     if typing.get_origin(hint) is typing.Literal:
-        flags.DEFINE_enum(field.name, field.default, typing.get_args(hint), text)
+        flags.DEFINE_enum(field.name, default, typing.get_args(hint), text)
     elif hint is bool:
-        flags.DEFINE_bool(field.name, field.default, text)
+        flags.DEFINE_bool(field.name, default, text)
     elif hint is int:
-        flags.DEFINE_integer(field.name, field.default, text)
+        flags.DEFINE_integer(field.name, default, text)
     elif hint is float:
-        flags.DEFINE_float(field.name, field.default, text)
+        flags.DEFINE_float(field.name, default, text)
     elif typing.get_origin(hint) is tuple:
-        flags.DEFINE_list(field.name, list(field.default), text)
+        flags.DEFINE_list(field.name, list(default), text)
     else:
-        flags.DEFINE_string(field.name, field.default, text)
+        flags.DEFINE_string(field.name, default, text)

@@ -51,7 +51,9 @@ def find_files(corpus: Sequence[str]) -> list[pathlib.Path]:
             holds no corpus file.
     """
     if not corpus:
-        raise ValueError("no CORPUS given; name Parquet or JSONL files, folders of them, or embedded")
+        raise ValueError(
+            "no CORPUS given; name Parquet or JSONL files, folders of them, or embedded"
+        )
     return [path for name in corpus for path in _files_of(name)]
 
 
@@ -184,7 +186,7 @@ def _lines(span: Span) -> Iterator[tuple[int, int, bytes]]:
     try:
         with opener(span.path, "rb") as file:
             file.seek(byte)
-            for line in file:  # noqa: B007 (the line is read below)
+            for line in file:
                 yield number, byte, line
                 number, byte = number + 1, byte + len(line)
     except (EOFError, OSError, zlib.error) as error:

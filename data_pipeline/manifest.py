@@ -4,6 +4,7 @@ While a stage works, `unfinished.json` holds what it was asked; a stage that is 
 there whether it may go on. Neither file holds times or paths, so equal runs leave equal bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -11,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FILE = "manifest.json"
@@ -37,7 +38,7 @@ class Stage:
 def options_of(options: Any) -> dict[str, Any]:
     """The settings of a dataclass that change the output (not, say, the number of workers)."""
     return {
-        field.name: getattr(options, field.name)
+        field.name: _as_json(getattr(options, field.name))
         for field in dataclasses.fields(options)
         if field.metadata.get("changes_output", True)
     }
@@ -63,10 +64,11 @@ def begin(stage: Stage, *, overwrite: bool = False) -> bool:
         if not differences:
             _remove_temporaries(folder)
             return name == FILE
-        if not overwrite:
+        if not overwrite or found.get("stage") != stage.name:
             raise ValueError(
                 f"--output={folder} holds the output of `{found.get('stage')}` made with other "
-                f"settings: {'; '.join(differences)}; choose another folder or add --overwrite"
+                f"settings: {'; '.join(differences)}; choose another folder"
+                + (" or add --overwrite" if found.get("stage") == stage.name else "")
             )
         shutil.rmtree(folder)
         break
@@ -88,6 +90,19 @@ def complete(stage: Stage, counts: Mapping[str, Any]) -> None:
         stage.identity() | {"counts": dict(counts), "versions": versions},
     )
     (stage.output_dir / _UNFINISHED).unlink()
+
+
+@contextlib.contextmanager
+def discard_on_error(stage: Stage) -> Iterator[None]:
+    """Where the input or a setting turns out to be bad, remove what was written for it.
+
+    After a kill the folder stays, and the same command goes on in it.
+    """
+    try:
+        yield
+    except ValueError:
+        shutil.rmtree(stage.output_dir)
+        raise
 
 
 def read(folder: pathlib.Path, *, stage: str) -> dict[str, Any]:
@@ -173,6 +188,10 @@ def _remove_temporaries(folder: pathlib.Path) -> None:
         path.unlink()
 
 
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     if found.get("stage") != asked["stage"]:
         return [f"stage {found.get('stage')!r}, now {asked['stage']!r}"]
@@ -182,7 +201,7 @@ def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
-    if sorted(found.get("inputs", {}).values()) != sorted(asked["inputs"].values()):
-        changed = sorted(set(found.get("inputs", {}).items()) ^ set(asked["inputs"].items()))
-        differences.append("other inputs: " + ", ".join(sorted({name for name, _ in changed})[:5]))
+    changed = sorted(dict(found.get("inputs", {}).items() ^ asked["inputs"].items()))
+    if changed:
+        differences.append("other inputs: " + ", ".join(changed[:5]))
     return differences

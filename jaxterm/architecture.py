@@ -159,9 +159,8 @@ def from_hf_json(values: Mapping[str, Any], name: str) -> ModelConfig:
     rope = values.get("rope_parameters") or {}  # transformers 5; hub files have the two older keys
     scaling = rope or values.get("rope_scaling") or {}
     theta = rope.get("rope_theta", values.get("rope_theta"))
-    _require(
-        theta is not None, f"{name}: neither rope_theta nor rope_parameters.rope_theta is there"
-    )
+    if theta is None:
+        raise ValueError(f"{name}: neither rope_theta nor rope_parameters.rope_theta is there")
     head_dim = values.get("head_dim") or fields["embed_dim"] // fields["num_heads"]
     return ModelConfig(
         **fields, head_dim=head_dim, rope_theta=float(theta),

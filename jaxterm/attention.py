@@ -85,6 +85,6 @@ def _reference(
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k, preferred_element_type=jnp.float32)
     past = offset + jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None, :]
     same = segment_ids_q[:, :, None] == segment_ids_k[:, None, :]
-    visible = (past & same)[:, None, None, :, :]
+    visible = (past[None] & same)[:, None, None, :, :]
     weights = jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1).astype(v.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)

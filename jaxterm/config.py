@@ -37,6 +37,7 @@ class StartConfig:
     """Where the weights and the tokenizer come from."""
 
     hf_dir: str = ""  # a Hugging Face folder: config.json, safetensors, tokenizer
+    checkpoint_dir: str = ""  # hf_dir already converted; empty: converted to WORKDIR/start
     random: bool = False  # make such a folder with random weights in WORKDIR/start
     tokenizer_dir: str = ""  # with random=True; empty: the tokenizer shipped with data_pipeline
 
@@ -111,7 +112,9 @@ class DataConfig:
     epochs: int = 2
     think: Literal["keep", "strip_history"] = "keep"
     overlong: Literal["split", "truncate", "drop"] = "split"
-    curriculum: str = "mixed"
+    curriculum: Literal["mixed", "in_order", "short_to_long", "two_stage"] = "mixed"
+    first_sources: tuple[str, ...] = ()  # of the first stage of two_stage
+    trajectory_filter: Literal["none", "complete", "success"] = "none"
     heldout_fraction: float = 0.0  # of the tasks, whole tasks at a time
     num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process
 

@@ -82,7 +82,7 @@ def _chunk_losses(
     x = sharding.constrain(x, "batch", "length", None, None)
     logits = jnp.einsum("BCID,VD->BCIV", x, head, preferred_element_type=jnp.float32)
     logits = sharding.constrain(logits, "batch", "length", None, "vocab")
-    token = jnp.arange(head.shape[0])
+    token = jnp.arange(head.shape[0]).reshape(1, 1, 1, -1)
     logits = jnp.where(token < vocab_size, logits, -jnp.inf)
     # A sum over a comparison, not a gather: the vocabulary may be cut over devices.
     at_target = jnp.where(token == targets[..., None], logits, 0.0).sum(-1)

@@ -51,7 +51,8 @@ class RMSNorm(nnx.Module):
         """Normalise; the result has the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt((x32 * x32).mean(-1, keepdims=True) + self.epsilon)
-        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        scale = jnp.expand_dims(self.scale[...].astype(x.dtype), range(x.ndim - 1))
+        return normed.astype(x.dtype) * scale
 
 
 class Attention(nnx.Module):

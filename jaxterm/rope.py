@@ -19,7 +19,8 @@ def rotation(
 
     float32 whatever the model computes in: bfloat16 rounds position 257 to 256.
     """
-    angles = positions[:, :, None, None].astype(jnp.float32) * jnp.asarray(frequencies(model))
+    by_pair = jnp.asarray(frequencies(model)).reshape(1, 1, 1, -1)
+    angles = positions[:, :, None, None].astype(jnp.float32) * by_pair
     scale = attention_factor(model.rope_scaling)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 

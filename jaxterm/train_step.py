@@ -28,10 +28,15 @@ class TrainState(NamedTuple):
     step: Any  # steps done, an int32 scalar
 
 
-def init_state(run: config.TrainConfig, params: model.Params, num_steps: int) -> TrainState:
+def init_state(
+    run: config.TrainConfig, mesh: jax.sharding.Mesh, params: model.Params, num_steps: int
+) -> TrainState:
     """The state before the first step; the moments lie as their parameters do."""
+    abstract = abstract_state(run, mesh, num_steps)
     transform = optimizer.make_optimizer(run.optimizer, num_steps)
-    return TrainState(params, jax.jit(transform.init)(params), jnp.int32(0))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
+    moments = jax.jit(transform.init, out_shardings=shardings)(params)
+    return TrainState(params, moments, jax.device_put(jnp.int32(0), abstract.step.sharding))
 
 
 def abstract_state(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int) -> TrainState:
@@ -70,11 +75,15 @@ def make_train_step(
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": mean_loss,
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": schedule(state.step),
             "loss_tokens": total,
             "tokens": (batch["segment_ids"] > 0).sum(),
+            # A token at position p of its segment meets p + 1 keys.
+            "attention_pairs": jnp.where(
+                batch["segment_ids"] > 0, batch["positions"].astype(jnp.float32) + 1, 0
+            ).sum(),
         }
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         return TrainState(params, moments, state.step + 1), metrics

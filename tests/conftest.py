@@ -1,7 +1,8 @@
-"""Settings every test runs under: eight CPU devices, checked shapes, warnings are errors."""
+"""Settings every test runs under: eight CPU devices, no silent broadcasting, goldens on request."""
 
 import os
 import pathlib
+from collections.abc import Callable
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,10 +13,41 @@ import pytest
 from absl import flags
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "warn")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Grain's workers read an absl flag and refuse outside an absl app.
 flags.FLAGS.mark_as_parsed()
+
+
+def pytest_addoption(parser: pytest.Parser):
+    parser.addoption(
+        "--update-goldens",
+        action="store_true",
+        help="write tests/goldens/ from what the tests see (numbers need the `oracle` group)",
+    )
+
+
+@pytest.fixture(scope="session")
+def update_goldens(request) -> bool:
+    return request.config.getoption("--update-goldens")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> pathlib.Path:
+    return pathlib.Path(__file__).parent / "goldens"
+
+
+@pytest.fixture
+def expect_golden(update_goldens, goldens) -> Callable[[str, str], None]:
+    """Compares a text with tests/goldens/NAME, or writes it there under --update-goldens."""
+
+    def expect(name: str, text: str) -> None:
+        if update_goldens:
+            (goldens / name).write_text(text)
+        assert text == (goldens / name).read_text()
+
+    return expect
 
 
 @pytest.fixture(scope="session")

@@ -3,24 +3,27 @@
 import random
 from collections.abc import Iterable
 
-WORDS = tuple(
-    "amber anchor apple arrow autumn basil beacon birch bridge candle canyon cedar cloud cobalt copper "
-    "coral cotton crane delta ember falcon fern field flint forest garden ginger glacier granite harbor "
-    "hazel heron indigo island ivory jasmine juniper lagoon lantern lemon lilac maple marble meadow "
-    "mint morning nectar nickel oak ocean olive onyx orchid otter pearl pebble pepper pine planet plum "
-    "prairie quartz raven reef ridge river robin saffron sage salmon sierra silver spruce stone summit "
-    "thistle thunder timber topaz tulip valley velvet violet walnut willow winter zinc".split()
-)
-NAMES = tuple(
-    "ada alan amir anna bela boris carla chen clara dina dora elif emil erik fatima felix gita greta "
-    "hana hugo ida igor ines ivan jana joao kai kenji lara leon lina luca maya milan mira nadia nils "
-    "noor olga omar otto paula petra quinn rafa rosa samir sofia tara theo uma vera viktor wanda yara "
-    "yusuf zoe".split()
-)
-CITIES = tuple(
-    "Aarhus Bergen Bilbao Cairo Cusco Dakar Delft Ghent Graz Izmir Kyoto Lagos Lima Lyon Malaga Nantes "
-    "Osaka Perth Porto Quito Riga Sofia Split Tartu Turin Utrecht Varna Zagreb".split()
-)
+_WORDS = """
+amber anchor apple arrow autumn basil beacon birch bridge candle canyon cedar cloud cobalt copper
+coral cotton crane delta ember falcon fern field flint forest garden ginger glacier granite harbor
+hazel heron indigo island ivory jasmine juniper lagoon lantern lemon lilac maple marble meadow
+mint morning nectar nickel oak ocean olive onyx orchid otter pearl pebble pepper pine planet plum
+prairie quartz raven reef ridge river robin saffron sage salmon sierra silver spruce stone summit
+thistle thunder timber topaz tulip valley velvet violet walnut willow winter zinc
+"""
+_NAMES = """
+ada alan amir anna bela boris carla chen clara dina dora elif emil erik fatima felix gita greta
+hana hugo ida igor ines ivan jana joao kai kenji lara leon lina luca maya milan mira nadia nils
+noor olga omar otto paula petra quinn rafa rosa samir sofia tara theo uma vera viktor wanda yara
+yusuf zoe
+"""
+_CITIES = """
+Aarhus Bergen Bilbao Cairo Cusco Dakar Delft Ghent Graz Izmir Kyoto Lagos Lima Lyon Malaga Nantes
+Osaka Perth Porto Quito Riga Sofia Split Tartu Turin Utrecht Varna Zagreb
+"""
+WORDS = tuple(_WORDS.split())
+NAMES = tuple(_NAMES.split())
+CITIES = tuple(_CITIES.split())
 
 
 def word(rng: random.Random) -> str:
@@ -63,7 +66,16 @@ def text(rows: Iterable[object]) -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
-def table(header: str, rows: Iterable[Iterable[object]], *, sep: str = ",") -> str:
+def rows(values: Iterable[Iterable[object]], *, sep: str = ",") -> str:
+    """Rows of a table without a header."""
+    return text(sep.join(map(str, row)) for row in values)
+
+
+def table(header: str, body: Iterable[Iterable[object]], *, sep: str = ",") -> str:
     """A table as a file's content; the header is written with commas and uses `sep` as well."""
-    lines = [header.replace(",", sep), *(sep.join(map(str, row)) for row in rows)]
-    return text(lines)
+    return header.replace(",", sep) + "\n" + rows(body, sep=sep)
+
+
+def one(rng: random.Random, *texts: str) -> str:
+    """One of several wordings."""
+    return rng.choice(texts)

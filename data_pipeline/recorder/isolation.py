@@ -6,18 +6,21 @@ clean environment: no protection at all, for machines without bubblewrap; paths 
 /app/... are then spelled with the folder's real name (`World.localize`).
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 
 SANDBOXES = ("bwrap", "none")
 APP = "/app"
-FIXED_MTIME_S = 1_705_312_800  # 2024-01-15 10:00 UTC: `ls -l` prints the same line at every recording
+FIXED_MTIME_S = (
+    1_705_312_800  # 2024-01-15 10:00 UTC: `ls -l` prints the same line at every recording
+)
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
     "LC_ALL": "C.UTF-8",
@@ -51,7 +54,7 @@ class World:
 
     def localize(self, text: str) -> str:
         """Spell /app as the shell sees it; in bubblewrap the text stays as it is."""
-        return text if self.sandbox == "bwrap" else text.replace(APP, str(self.folder))
+        return text if self.sandbox == "bwrap" else re.sub(r"/app\b", str(self.folder), text)
 
     def environment(self) -> dict[str, str]:
         """The whole environment of a command: nothing of this process's own leaks into it."""

@@ -34,7 +34,7 @@ def error_line(observation: str) -> str | None:
 
 
 def quote(lines: Sequence[str], *, max_chars: int = 70) -> str:
-    """The last of the lines in backticks, shortened; "" when there is none to show."""
+    """The last of the lines, in backticks, shortened; "" when there is none to show."""
     shown = [" ".join(line.split()) for line in lines if "`" not in line]
     if not shown:
         return ""

@@ -4,9 +4,8 @@ import random
 import re
 from typing import NamedTuple
 
-_READ_ONLY = frozenset(
-    "ls cat head tail wc grep sort cut uniq file find stat du sha256sum tar diff nl".split()
-)
+_PROGRAMS = "ls cat head tail wc grep sort cut uniq file find stat du sha256sum tar diff nl"
+_READ_ONLY = frozenset(_PROGRAMS.split())
 _BAD_FLAG = {
     "ls": "--list",
     "cat": "--lines",
@@ -38,7 +37,11 @@ def draw(line: str, rng: random.Random) -> Slip | None:
     program = line.split(" ", 1)[0]
     if program not in _READ_ONLY or re.search(r"[>|;&\n]", line):
         return None
-    kinds = ["word", *(["path"] if _FILE.search(line) else []), *(["flag"] * (program in _BAD_FLAG))]
+    kinds = [
+        "word",
+        *(["path"] if _FILE.search(line) else []),
+        *(["flag"] * (program in _BAD_FLAG)),
+    ]
     kind = rng.choice(kinds)
     if kind == "word" and len(program) < 3:
         kind = "flag"

@@ -46,9 +46,8 @@ class Turn:
             "commands": [
                 {"keystrokes": c.keystrokes, "duration": c.duration_s} for c in self.commands
             ],
+            "task_complete": self.done,
         }
-        if self.done:
-            body["task_complete"] = True
         text = json.dumps(body, indent=2, ensure_ascii=False)
         return f"<think>\n{self.think}\n</think>\n\n{text}" if thinks and self.think else text
 
@@ -89,14 +88,9 @@ class Agent:
         typed = [slip.line if line == meant else line for line in lines]
         first = yield from self._turn(goal, typed, seen=seen, why=why)
         cause = self._voice.slip(slip.kind, slip.program)
-        again = f"type the `{slip.program}` command again, correctly"
+        again = f"repeat the `{slip.program}` command without the mistake"
         second = yield from self._turn(again, [meant], why=cause)
         return f"{first}\n{second}"
-
-    def write(self, goal: str, path: str, text: str, *then: str, seen: str = "", why: str = "") -> Moves:
-        """One turn: write a file with a here-document, then run further lines."""
-        lines = (f"cat > {path} <<'EOF'\n{text.rstrip()}\nEOF", *then)
-        return (yield from self._turn(goal, lines, seen=seen, why=why))
 
     def attempt(
         self,
@@ -104,6 +98,7 @@ class Agent:
         *,
         right: Sequence[Path],
         wrong: Path | None = None,
+        mend: Path | None = None,
         clue: str = "",
         show: str = "",
         seen: str = "",
@@ -115,6 +110,7 @@ class Agent:
             goal: what the work is, a verb phrase.
             right: ways that do it, one is drawn; a way is a line or several.
             wrong: a plausible way that does not.
+            mend: the way to put it right after the wrong one, where `right` would not do.
             clue: how one notices, a clause without capital ("the header line is counted too").
             show: a line that shows the result, run after the work.
             seen: what the last observation told.
@@ -126,8 +122,9 @@ class Agent:
             result = yield from self._work(goal, wrong, show, seen=seen)
             if flaw == "fail":
                 return result
-            mend = self.rng.choice(("do it again the right way", "correct this", "mend the command"))
-            return (yield from self._work(mend, way, show, seen=self._voice.notice(clue), why=why))
+            again = self.rng.choice(("do it again the right way", "correct this", "put it right"))
+            noticed = self._voice.notice(clue)
+            return (yield from self._work(again, mend or way, show, seen=noticed, why=why))
         return (yield from self._work(goal, way, show, seen=seen, why=why))
 
     def finish(self, summary: str) -> Moves:
@@ -137,7 +134,9 @@ class Agent:
             summary: what was achieved, a sentence.
         """
         analysis, plan = self._voice.done(summary)
-        yield Turn(think=self._reaction(""), analysis=analysis, plan=plan, done=True)
+        shown = screen.quote(screen.output_lines(self._last or ""))
+        think = f"{self._voice.seen(shown)} {self._voice.agree()}"
+        yield Turn(think=think, analysis=analysis, plan=plan, done=True)
         confirmed = self._voice.confirm(summary)
         return (yield Turn(think="", analysis=confirmed, plan="Confirm.", done=True))
 
@@ -163,7 +162,8 @@ class Agent:
         if self._last is None:
             think, analysis = self._voice.start(self._brief)
         else:
-            think = analysis = self._reaction(seen)
+            analysis = self._reaction(seen)
+            think = analysis if seen else self._voice.lead(analysis)
         if why and self.rng.random() < 0.6:
             think = f"{think} {self._voice.why(why)}"
         elif why:
@@ -194,6 +194,11 @@ class Agent:
 
     def _mistype_of(self, line: str | Command, slip: slips.Slip) -> bool:
         return self._mistype(line) == slip
+
+
+def heredoc(path: str, text: str) -> str:
+    """The line (of several) that writes a file."""
+    return f"cat > {path} <<'EOF'\n{text.rstrip()}\nEOF"
 
 
 def _command(line: str | Command) -> Command:

@@ -136,7 +136,7 @@ class Terminal:
 
 
 def limit_output(text: str) -> str:
-    """At most 10,000 bytes: longer output keeps its first and last 5,000, cut between characters."""
+    """At most 10,000 bytes: longer output keeps its first and last 5,000, in whole characters."""
     data = text.encode()
     if len(data) <= MAX_OUTPUT_BYTES:
         return text
@@ -152,7 +152,7 @@ def _prompts(bell: int) -> list[str]:
     return [
         f"PS1={PROMPT}",
         rf"PS2=$(printf '> \n' >&{bell})> ",
-        rf"PROMPT_COMMAND=printf '%s\n' " + rf'"${{PS1@P}}" >&{bell}',
+        r"PROMPT_COMMAND=printf '%s\n' " + rf'"${{PS1@P}}" >&{bell}',
     ]
 
 

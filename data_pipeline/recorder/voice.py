@@ -1,7 +1,7 @@
 """How a solver words its thoughts: phrase banks, drawn from by the session's random source.
 
-The phrases only frame what a family says; every fact in a sentence (a file, a count, an error) comes
-from the family or from the observation.
+The phrases only frame what a family says; every fact in a sentence (a file, a count, an error)
+comes from the family or from the observation.
 """
 
 import random
@@ -27,7 +27,7 @@ _DOUBT = (
     "It is worth printing the result at once.",
     "If the output looks odd I can still change course.",
 )
-_WHY = ("{why}", "{why}", "Note: {why}", "Important: {why}")
+_WHY = ("{why}", "{why}", "{why}", "One thing to keep in mind: {why}")
 _INTENT = (
     "So the next step is to {goal}.",
     "Now I can {goal}.",
@@ -42,6 +42,19 @@ _PLAN = (
     "Next: {goal}.",
     "Now {goal}.",
     "{Goal} and check what comes back.",
+)
+_LEAD = ("{seen}",) * 4 + (
+    "OK. {seen}",
+    "Looking at the output: {seen}",
+    "Let me read this. {seen}",
+    "Hmm. {seen}",
+)
+_AGREE = (
+    "This is what the task describes.",
+    "That agrees with the task, so I can finish.",
+    "I compared it with the instruction: name, place and format fit.",
+    "Nothing is left to do.",
+    "The result is in place.",
 )
 _SEEN = (
     "The terminal shows {quote}.",
@@ -124,6 +137,14 @@ class Voice:
     def start(self, brief: str) -> tuple[str, str]:
         """Thought and analysis of the first turn."""
         return self._say(_START, brief=brief), self._say(_START_ANALYSIS)
+
+    def lead(self, seen: str) -> str:
+        """What was seen, as the beginning of a thought."""
+        return self._say(_LEAD, seen=seen)
+
+    def agree(self) -> str:
+        """Content with the result, as the end of a thought."""
+        return self._say(_AGREE)
 
     def why(self, why: str) -> str:
         """A reason."""

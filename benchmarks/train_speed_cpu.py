@@ -1,0 +1,260 @@
+"""Training steps of one small Qwen3 on one packed batch: jaxterm against transformers and torch.
+
+    uv run --group oracle python benchmarks/train_speed_cpu.py
+    uv run --group oracle python benchmarks/train_speed_cpu.py --rounds=9 --packing=one
+
+A step is forward, backward, clipping and AdamW in float32. torch runs in every way that computes
+the same loss: the packed rows under a block-diagonal mask (what transformers makes of positions
+that restart), one sequence at a time (no mask, its fastest attention kernel), and a padded batch
+of sequences; each eager and compiled. The best of them counts. Before any timing all losses must
+agree. Rounds alternate between the contestants, so that a slow minute slows all of them.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from absl import app, flags
+from rich import console, table
+
+from convert import mapping
+from jaxterm import architecture, config, model, sharding, train_step
+
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.")
+_PACKING = flags.DEFINE_enum("packing", "all", ["all", "drawn", "one"], "Which batch to train.")
+_CONTESTANTS = flags.DEFINE_list("only", [], "Names of the contestants to run; empty: all.")
+
+ROWS, LENGTH = 4, 2048
+MODEL = architecture.ModelConfig(
+    vocab_size=4096, num_layers=4, embed_dim=256, mlp_dim=768, num_heads=8, num_kv_heads=4,
+    head_dim=32, tie_embeddings=True,
+)  # fmt: skip
+OPTIMIZER = config.OptimizerConfig(peak_lr=1e-4, warmup_fraction=0.0, weight_decay=1e-4)
+NUM_STEPS = 1_000_000  # of the schedule: the learning rate stays where it is
+
+Step = Callable[[], float]  # runs one training step and returns its loss
+
+
+def draw_segment_ids(packing: str) -> np.ndarray:
+    """Rows of segments of 200 to 1500 tokens, or of one segment each."""
+    if packing == "one":
+        return np.ones((ROWS, LENGTH), np.int32)
+    rng = np.random.default_rng(0)
+    segment_ids = np.zeros((ROWS, LENGTH), np.int32)
+    for row in segment_ids:
+        start, segment = 0, 1
+        while start < LENGTH:
+            stop = min(start + int(rng.integers(200, 1501)), LENGTH)
+            row[start:stop] = segment
+            start, segment = stop, segment + 1
+    return segment_ids
+
+
+def draw_batch(segment_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Random tokens; turns of 64 tokens are by turns read and trained."""
+    rng = np.random.default_rng(1)
+    index = np.arange(LENGTH)
+    begins = np.diff(segment_ids, axis=1, prepend=0) != 0
+    positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    return {
+        "tokens": rng.integers(0, MODEL.vocab_size, segment_ids.shape).astype(np.int32),
+        "positions": positions.astype(np.int32),
+        "segment_ids": segment_ids,
+        "loss_mask": (positions // 64 % 2).astype(np.int32),
+    }
+
+
+def next_token_targets(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """The next token of the segment where it is trained, torch's -100 elsewhere."""
+    following = {name: np.roll(x, -1, axis=1) for name, x in batch.items()}
+    trained = (following["loss_mask"] > 0) & (following["segment_ids"] == batch["segment_ids"])
+    trained[:, -1] = False
+    return np.where(trained, following["tokens"], -100)
+
+
+def make_jaxterm_step(batch: dict[str, np.ndarray], weights: dict[str, np.ndarray], remat) -> Step:
+    run = config.TrainConfig(
+        model=MODEL,
+        compute=config.ComputeConfig(compute_dtype="float32", remat=remat),
+        data=config.DataConfig(row_length=LENGTH, global_batch_size=ROWS),
+        mesh=config.MeshConfig(),
+        optimizer=OPTIMIZER,
+    )
+    mesh = sharding.make_mesh(run.mesh.sizes(1), devices=jax.devices()[:1])
+    placed = model.abstract_params(MODEL, run.compute, mesh)
+    params = jax.tree.map_with_path(
+        lambda path, leaf: jax.device_put(_stacked(path, weights).reshape(leaf.shape),
+                                          leaf.sharding), placed
+    )  # fmt: skip
+    train = train_step.jit_train_step(run, NUM_STEPS)
+    on_device = jax.device_put(batch, sharding.named_sharding(mesh, "batch", "length"))
+    with jax.set_mesh(mesh):
+        state = train_step.init_state(run, mesh, params, NUM_STEPS)
+
+    def step() -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = train(state, on_device)
+        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    return step
+
+
+def _stacked(path, weights: dict[str, np.ndarray]) -> np.ndarray:
+    """The tensors of a parameter, one after another."""
+    name = mapping.TABLE[jax.tree_util.keystr(path, simple=True, separator=".")].tensor
+    layers = range(MODEL.num_layers) if "{layer}" in name else [0]
+    return np.stack([weights[name.format(layer=layer)] for layer in layers])
+
+
+def make_torch_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    values = architecture.to_hf_json(MODEL)
+    del values["model_type"]
+    settings = transformers.Qwen3Config(**values, use_cache=False, attn_implementation="sdpa")
+    return transformers.Qwen3ForCausalLM(settings).train()
+
+
+def make_torch_step(parts: list[dict[str, torch.Tensor]], *, compiled: bool) -> Step:
+    """A step over `parts` of the batch, whose gradients are summed."""
+    hf = make_torch_model()
+    call = torch.compile(hf, dynamic=len(parts) > 1) if compiled else hf
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in hf.parameters() if p.ndim > 1]},
+         {"params": [p for p in hf.parameters() if p.ndim == 1], "weight_decay": 0.0}],
+        lr=OPTIMIZER.peak_lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.epsilon,
+        weight_decay=OPTIMIZER.weight_decay, fused=True,
+    )  # fmt: skip
+    num_targets = sum(int((part["targets"] != -100).sum()) for part in parts)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for part in parts:
+            inputs = {name: x for name, x in part.items() if name != "targets"}
+            logits = call(**inputs).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), part["targets"].flatten(), reduction="sum"
+            )
+            (loss / num_targets).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), OPTIMIZER.max_grad_norm)
+        optimizer.step()
+        return total / num_targets
+
+    return step
+
+
+def packed_parts(batch: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    """The batch as it is; transformers finds the segments in the positions."""
+    named = {"input_ids": batch["tokens"], "position_ids": batch["positions"],
+             "targets": next_token_targets(batch)}  # fmt: skip
+    return [{name: torch.from_numpy(x).long() for name, x in named.items()}]
+
+
+def single_parts(batch: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    """Each sequence alone."""
+    targets = next_token_targets(batch)
+    parts = []
+    for row, segment_ids in enumerate(batch["segment_ids"]):
+        for segment in range(1, segment_ids.max() + 1):
+            at = segment_ids == segment
+            named = {"input_ids": batch["tokens"][row, at], "targets": targets[row, at]}
+            parts.append({name: torch.from_numpy(x)[None].long() for name, x in named.items()})
+    return parts
+
+
+def padded_parts(batch: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
+    """All sequences as one batch, padded at their ends: causality alone hides the padding."""
+    parts = single_parts(batch)
+    longest = max(part["input_ids"].shape[1] for part in parts)
+
+    def pad(name: str, value: int) -> torch.Tensor:
+        rows = [
+            torch.nn.functional.pad(part[name], (0, longest - part[name].shape[1]), value=value)
+            for part in parts
+        ]
+        return torch.cat(rows)
+
+    return [{"input_ids": pad("input_ids", 0), "targets": pad("targets", -100)}]
+
+
+def make_contestants(batch: dict[str, np.ndarray]) -> dict[str, Step]:
+    weights = {name: p.detach().numpy().copy() for name, p in make_torch_model().named_parameters()}
+    steps: dict[str, Callable[[], Step]] = {
+        f"jaxterm, remat {remat}": lambda remat=remat: make_jaxterm_step(batch, weights, remat)
+        for remat in ("none", "full")
+    }
+    cuts = {"packed": packed_parts, "single": single_parts, "padded": padded_parts}
+    for name, cut in cuts.items():
+        for compiled in (False, True):
+            steps[f"torch {name}, {'compiled' if compiled else 'eager'}"] = (
+                lambda cut=cut, compiled=compiled: make_torch_step(cut(batch), compiled=compiled)
+            )
+    wanted = _CONTESTANTS.value or [""]
+    return {name: make() for name, make in steps.items() if any(w in name for w in wanted)}
+
+
+def compare(packing: str, screen: console.Console) -> None:
+    """Check the losses, time the contestants in turns, print a table."""
+    segment_ids = draw_segment_ids(packing)
+    steps = make_contestants(draw_batch(segment_ids))
+    losses = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        losses[name] = [step() for _ in range(3)]
+        screen.print(f"{name}: first steps {time.perf_counter() - start:.1f} s", style="dim")
+    expected = next(iter(losses.values()))
+    for name, values in losses.items():
+        difference = max(abs(a - b) for a, b in zip(values, expected, strict=True))
+        if difference > 1e-4:
+            raise RuntimeError(f"{name} computes other losses: {values}, not {expected}")
+    seconds = {name: [] for name in steps}
+    for _ in range(_ROUNDS.value):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    show(packing, int((np.diff(segment_ids, axis=1) != 0).sum()) + ROWS, seconds, screen)
+
+
+def show(
+    packing: str, num_segments: int, seconds: dict[str, list[float]], screen: console.Console
+) -> None:
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ours = {name: x for name, x in medians.items() if name.startswith("jaxterm")}
+    theirs = {name: x for name, x in medians.items() if name.startswith("torch")}
+    best = min(theirs.values(), default=float("nan"))
+    result = table.Table(
+        title=f"packing {packing}: {ROWS} rows of {LENGTH} tokens, {num_segments} segments"
+    )
+    for column in ("", "median s", "min s", "tokens/s", "best torch / this"):
+        result.add_column(column, justify="left" if not column else "right")
+    for name, x in (ours | theirs).items():
+        result.add_row(name, f"{x:.3f}", f"{min(seconds[name]):.3f}",
+                       f"{ROWS * LENGTH / x:,.0f}", f"{best / x:.2f}")  # fmt: skip
+    screen.print(result)
+
+
+def main(_):
+    torch.set_num_threads(os.cpu_count() or 1)
+    screen = console.Console(width=100)
+    screen.print(
+        f"jax {jax.__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, {platform.machine()}, {os.cpu_count()} cores"
+    )
+    for packing in ("drawn", "one") if _PACKING.value == "all" else (_PACKING.value,):
+        compare(packing, screen)
+
+
+if __name__ == "__main__":
+    app.run(main)

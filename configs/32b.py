@@ -1,0 +1,23 @@
+"""Qwen3-32B on a corpus of terminal sessions with the paper's recipe (arXiv 2602.21193, 5.1).
+
+    python -m jaxterm.train --config=configs/32b.py --workdir=DIR \\
+        --config.start.hf_dir=/models/Qwen3-32B --config.data.corpus=/data/Nemotron-Terminal-Corpus
+
+Hardware in the paper: 128 GPUs. Here: any mesh whose data*fsdp divides 128.
+"""
+
+from jaxterm import architecture, config
+
+
+def get_config():
+    """The paper's settings: 2 epochs, 128 rows of 32,768 tokens, AdamW at 2e-5, cosine."""
+    return config.to_config_dict(
+        config.TrainConfig(
+            model=architecture.QWEN3["32b"],
+            compute=config.ComputeConfig(compute_dtype="bfloat16", remat="full"),
+            mesh=config.MeshConfig(fsdp=-1),
+            data=config.DataConfig(row_length=32_768, global_batch_size=128, epochs=2),
+            optimizer=config.OptimizerConfig(peak_lr=2e-5, weight_decay=1e-4, warmup_fraction=0.1),
+            log=config.LogConfig(metrics_every_steps=10, eval_every_steps=500),
+        )
+    )

@@ -1,0 +1,104 @@
+"""An Orbax checkpoint as a source of weights, read chunk by chunk as it was written."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from convert import mapping, safetensors_io
+from jaxterm import checkpoint
+
+
+class OrbaxSource:
+    """The weights of a CHECKPOINT_DIR (`source.Source`).
+
+    A chunk is the least that can be read: what one device wrote, unless the writer cut it smaller.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        """Open every array of the checkpoint.
+
+        Raises:
+            ValueError: no checkpoint, or listing all that is missing, unexpected or misshaped.
+        """
+        self.path = pathlib.Path(str(checkpoint.find_step_dir(folder)))
+        self.model = checkpoint.load_model_config(self.path)
+        params = (self.path / "params").resolve()
+        faults = _faults(_stored(params), mapping.leaves(self.model))
+        if faults:
+            raise ValueError(
+                f"{params} does not hold the model that {self.path / 'config'} describes: "
+                + "; ".join(faults)
+                + "; take another checkpoint, or convert the Hugging Face folder again"
+            )
+        self._arrays = _open_arrays(params, list(mapping.leaves(self.model)))
+
+    def dtype(self, leaf: mapping.Leaf) -> np.dtype:
+        """The dtype the leaf is stored in."""
+        return np.dtype(self._arrays[leaf.name].dtype.numpy_dtype)
+
+    def chunk_shape(self, leaf: mapping.Leaf) -> tuple[int, ...]:
+        """The chunks in storage."""
+        chunks: Any = self._arrays[leaf.name].chunk_layout.read_chunk.shape
+        return tuple(min(chunk, dim) for chunk, dim in zip(chunks, leaf.shape, strict=True))
+
+    def read(self, leaf: mapping.Leaf, region: mapping.Region) -> np.ndarray:
+        """A region of the leaf."""
+        return self.start_reading(leaf, region).result()
+
+    def start_reading(self, leaf: mapping.Leaf, region: mapping.Region) -> ts.Future:
+        """`read` in the background; the future's result is the array."""
+        return self._arrays[leaf.name][mapping.slices(region)].read()
+
+    def chunk_bytes(self, leaf: mapping.Leaf) -> int:
+        """Memory that a chunk takes."""
+        return math.prod(self.chunk_shape(leaf)) * self.dtype(leaf).itemsize
+
+
+def _stored(params: pathlib.Path) -> dict[str, Any]:
+    """Name -> what Orbax knows of the array."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(params).item_metadata
+    if tree is None:
+        raise ValueError(f"{params} is not an Orbax checkpoint of arrays")
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def _faults(stored: dict[str, Any], wanted: dict[str, mapping.Leaf]) -> list[str]:
+    faults = [f"{name} is missing" for name in wanted if name not in stored]
+    faults += [f"{name} is unexpected" for name in sorted(stored.keys() - wanted.keys())]
+    for name in wanted.keys() & stored.keys():
+        shape, dtype = tuple(stored[name].shape), np.dtype(stored[name].dtype)
+        if shape != wanted[name].padded_shape:
+            faults.append(f"{name} is {shape}, should be {wanted[name].padded_shape}")
+        if dtype not in safetensors_io.DTYPE_NAMES:
+            faults.append(f"{name} is {dtype}, only bfloat16 and float32 are supported")
+    return faults
+
+
+def _open_arrays(params: pathlib.Path, names: list[str]) -> dict[str, ts.TensorStore]:
+    """The stored arrays, opened with Orbax's own specs."""
+    context = ocp.type_handlers.get_ts_context()
+    metadata = json.loads((params / "_METADATA").read_text())
+    arrays = {}
+    for name in names:
+        info = ocp.type_handlers.ParamInfo(
+            name=name,
+            parent_dir=epath.Path(params),
+            use_zarr3=bool(metadata.get("use_zarr3")),
+            ts_context=context,
+        )
+        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=_uses_ocdbt(params))
+        arrays[name] = ts.open(ts.Spec(spec), open=True, context=context).result()
+    return arrays
+
+
+def _uses_ocdbt(params: pathlib.Path) -> bool:
+    return (params / "manifest.ocdbt").exists()

@@ -1,0 +1,108 @@
+"""CHECKPOINT_DIR -> Hugging Face folder, chunk by chunk.
+
+A chunk of the checkpoint is read once and its parts are written where they belong in the files,
+so memory is that of a few chunks: 16 MiB each in what hf-to-orbax writes; in a run's checkpoint
+what one device held of a parameter, unless its writer cut it smaller.
+"""
+
+import collections
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from convert import (
+    hf_metadata,
+    hf_source,
+    hf_writer,
+    mapping,
+    orbax_source,
+    safetensors_io,
+    source,
+    staging,
+    tokenizer_files,
+)
+
+# Chunks that are read ahead: as many as fit in this, so that disk and cores do not wait.
+_READ_AHEAD_BYTES = 4 * source.CHUNK_BYTES
+
+
+def convert(
+    checkpoint_dir: str | pathlib.Path,
+    hf_dir: str | pathlib.Path,
+    *,
+    reference: str | pathlib.Path,
+    dtype: str = "bfloat16",
+    max_shard_gb: float = 5.0,
+    eos: str = "refuse",
+    overwrite: bool = False,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> orbax_source.OrbaxSource:
+    """Write a checkpoint's weights as a Hugging Face folder that transformers loads.
+
+    Args:
+        checkpoint_dir: a step's folder, or a run's workdir, of which the newest step is taken.
+        hf_dir: is made; a failure leaves nothing there.
+        reference: the Hugging Face folder that training started from: tokenizer, chat template,
+            and the settings that training does not change.
+        dtype: of the weights that are written, `bfloat16` or `float32`.
+        max_shard_gb: of one safetensors file, in 10**9 bytes.
+        eos: `refuse` or `fix`: what to do when the reference's eos ids lack the token that ends
+            trained turns.
+        overwrite: replace a model folder that is there.
+        on_bytes: called with (bytes written, bytes in all) as it goes on.
+
+    Returns:
+        What was read.
+
+    Raises:
+        ValueError: naming every fault of the checkpoint or the reference; or `hf_dir` exists.
+    """
+    final, reference = pathlib.Path(hf_dir), pathlib.Path(reference)
+    staging.check_free(final, overwrite=overwrite, is_replaceable=hf_source.is_model_folder)
+    as_numpy = safetensors_io.dtype_named(dtype)
+    tokenizer = tokenizer_files.Tokenizer(reference)
+    opened = orbax_source.OrbaxSource(checkpoint_dir)
+    texts = hf_metadata.files(reference, opened.model, tokenizer, dtype=dtype, eos=eos)
+    with_tied_head = opened.model.tie_embeddings and hf_source.writes_tied_head(reference)
+    total = opened.model.num_params() * as_numpy.itemsize
+    staging.check_space(final, total)
+    count = source.ByteCounter(total, on_bytes)
+    with staging.new_folder(
+        final, overwrite=overwrite, is_replaceable=hf_source.is_model_folder
+    ) as folder:
+        folder.mkdir()
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        tokenizer.copy_to(folder)
+        writer = hf_writer.HfWriter(
+            folder, opened.model, dtype=as_numpy, max_shard_gb=max_shard_gb,
+            with_tied_head=with_tied_head,
+        )  # fmt: skip
+        for leaf in mapping.leaves(opened.model).values():
+            for region, array in _chunks(opened, leaf):
+                writer.write(leaf, region, array)
+                count.add(array.size * as_numpy.itemsize)
+    return opened
+
+
+def _chunks(
+    opened: orbax_source.OrbaxSource, leaf: mapping.Leaf
+) -> Iterator[tuple[mapping.Region, np.ndarray]]:
+    """Every chunk of a leaf, some of them read ahead."""
+    ahead = _READ_AHEAD_BYTES // opened.chunk_bytes(leaf)
+    reading: collections.deque[tuple[mapping.Region, Any]] = collections.deque()
+    for region in mapping.grid(leaf.shape, opened.chunk_shape(leaf)):
+        reading.append((region, opened.start_reading(leaf, region)))
+        if len(reading) > ahead:
+            yield _finished(reading)
+    while reading:
+        yield _finished(reading)
+
+
+def _finished(
+    reading: collections.deque[tuple[mapping.Region, Any]],
+) -> tuple[mapping.Region, np.ndarray]:
+    region, future = reading.popleft()
+    return region, future.result()

@@ -1,0 +1,230 @@
+"""Conversation -> tokens and loss mask, by the model's own chat template.
+
+A conversation is rendered once and tokenised once, so its tokens are those of
+`apply_chat_template(tokenize=True)`; the mask is found from character offsets in the rendered text.
+Targets are what the model writes: every assistant turn from behind `<|im_start|>assistant` and its
+newline through `<|im_end|>`; nothing else.
+
+    <|im_start|> user \n hi <|im_end|> \n <|im_start|> assistant \n hello <|im_end|> \n
+         0        0   0  0      0      0       0           0      0   1       1      0
+
+Qwen3's template drops the `<think>` block of every assistant turn but those behind the last user
+message, and in a terminal session every observation is a user message. `think="keep"`, the default,
+shows the template such a block under other names, and so keeps it as the template itself would
+write it were that turn the last; `think="strip_history"` leaves the template to its ways.
+"""
+
+import json
+import logging
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+
+from data_pipeline import records
+
+Think = Literal["keep", "strip_history"]
+
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+_TURN = re.compile(re.escape(TURN_START) + r"(\w+)\n")
+
+# Stand-ins for <think> and </think> that no template looks for (a private use plane of Unicode).
+_OPEN, _CLOSE = "\U000f7e11", "\U000f7e12"
+
+QWEN3_SPECIAL_TOKENS = (
+    "<|endoftext|>", TURN_START, TURN_END, "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+def resolve_tokenizer_dir(name: str) -> pathlib.Path:
+    """The folder of a tokenizer; `embedded` is the one that this project ships.
+
+    Raises:
+        ValueError: no such folder, or it holds no tokenizer.json.
+    """
+    if name == "embedded":
+        from data_pipeline import embedded
+
+        return pathlib.Path(embedded.tokenizer_dir())
+    if not name:
+        raise ValueError("--tokenizer is not set; name a Hugging Face folder, or embedded")
+    if not (pathlib.Path(name) / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer={name} must be a Hugging Face folder with tokenizer.json")
+    return pathlib.Path(name)
+
+
+def tokenizer_files(tokenizer_dir: pathlib.Path) -> list[pathlib.Path]:
+    """The files that decide what the tokenizer and its template do."""
+    return [tokenizer_dir / name for name in TOKENIZER_FILES if (tokenizer_dir / name).is_file()]
+
+
+def special_tokens_of(tokenizer_dir: pathlib.Path) -> tuple[str, ...]:
+    """The tokens that a tokenizer flags as special, read from its file alone."""
+    path = tokenizer_dir / "tokenizer.json"
+    try:
+        added = json.loads(path.read_text("utf-8"))["added_tokens"]
+        return tuple(token["content"] for token in added if token["special"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a tokenizer file ({error!r})") from error
+
+
+def special_token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of `tokens` in a text."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
+
+
+class ChatTokenizer:
+    """A model's tokenizer and chat template, as one way from conversations to examples."""
+
+    def __init__(self, tokenizer_dir: pathlib.Path, *, think: Think = "keep"):
+        """Load the tokenizer.
+
+        Raises:
+            ValueError: it cannot be loaded, has no chat template, or lacks the turn tokens.
+        """
+        self.think = think
+        self._tokenizer = _load(tokenizer_dir)
+        self._backend = self._tokenizer.backend_tokenizer
+        if not self._tokenizer.chat_template:
+            raise ValueError(f"--tokenizer={tokenizer_dir} has no chat template")
+        ids = [self._backend.token_to_id(token) for token in (TURN_START, TURN_END)]
+        if None in ids:
+            raise ValueError(
+                f"--tokenizer={tokenizer_dir} lacks {TURN_START} or {TURN_END}: only ChatML "
+                "tokenizers such as Qwen3's are supported"
+            )
+        self._start_id, self._end_id = ids
+        self._special = special_token_pattern(special_tokens_of(tokenizer_dir))
+
+    def render(self, conversation: records.Conversation) -> str:
+        """The text that is tokenised.
+
+        Raises:
+            ValueError: the conversation has no assistant turn, holds a special token inside a
+                message (which would forge a turn), or the template refuses it.
+        """
+        self._check(conversation)
+        messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
+        if self.think == "keep":
+            _shield(messages)
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{conversation.location}: the chat template: {error}") from error
+        return text.replace(_OPEN, "<think>").replace(_CLOSE, "</think>")
+
+    def encode(
+        self, conversations: Sequence[records.Conversation], texts: Sequence[str]
+    ) -> list[records.Example]:
+        """The examples of conversations whose rendered texts are `texts`.
+
+        Raises:
+            ValueError: naming a conversation whose turns are not found again in its tokens.
+        """
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [self._example(*each) for each in zip(conversations, texts, encodings, strict=True)]
+
+    def example(self, conversation: records.Conversation) -> records.Example:
+        """Render and encode one conversation."""
+        return self.encode([conversation], [self.render(conversation)])[0]
+
+    def _check(self, conversation: records.Conversation) -> None:
+        if all(message.role != "assistant" for message in conversation.messages):
+            raise ValueError(
+                f"{conversation.location}: no assistant turn, so nothing to learn from; remove the "
+                "row, or let `data_pipeline.curate --bad_rows=remove` do it"
+            )
+        for number, message in enumerate(conversation.messages):
+            if found := self._special.search(message.content):
+                raise ValueError(
+                    f"{conversation.location}: turn {number} holds the special token "
+                    f"{found.group()}, which would forge a turn; data_pipeline.curate removes "
+                    "such rows"
+                )
+            if _OPEN in message.content or _CLOSE in message.content:
+                raise ValueError(
+                    f"{conversation.location}: turn {number} holds U+F7E11 or U+F7E12, private "
+                    "characters that stand for the tags of thinking here; remove the row"
+                )
+
+    def _example(
+        self, conversation: records.Conversation, text: str, encoding: Any
+    ) -> records.Example:
+        tokens = np.array(encoding.ids, np.int32)
+        turns = list(_TURN.finditer(text))
+        starts = np.flatnonzero(tokens == self._start_id).astype(np.int32)
+        ends = np.flatnonzero(tokens == self._end_id)
+        is_assistant = np.array([turn.group(1) == "assistant" for turn in turns], np.uint8)
+        num_assistant = sum(m.role == "assistant" for m in conversation.messages)
+        if not len(turns) == len(starts) == len(ends) or is_assistant.sum() != num_assistant:
+            raise ValueError(
+                f"{conversation.location}: the chat template does not write one {TURN_START} and "
+                f"one {TURN_END} for each turn"
+            )
+        mask = np.zeros(len(tokens), np.uint8)
+        for turn in np.flatnonzero(is_assistant):
+            first = _first_token_from(encoding, turns[turn].end())
+            mask[first : ends[turn] + 1] = 1
+        if not mask.any() or mask.all():
+            raise ValueError(f"{conversation.location}: a loss mask of only zeros or only ones")
+        return records.Example(
+            tokens=tokens,
+            loss_mask=mask,
+            turn_starts=starts,
+            turn_is_assistant=is_assistant,
+            id=conversation.digests()[-1].hex(),
+            source=conversation.get("source") or "",
+        )
+
+
+def _load(tokenizer_dir: pathlib.Path) -> Any:
+    # transformers tells on every import that torch is absent, which it may be.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--tokenizer={tokenizer_dir} cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"--tokenizer={tokenizer_dir} has no fast form (tokenizer.json)")
+    return tokenizer
+
+
+def _first_token_from(encoding: Any, char: int) -> int:
+    """The first token that starts at or behind a character that some token covers.
+
+    A reply that begins with a newline has it merged into the newline of the turn's header; that
+    token starts in the header, which the model is given, so it is not a target.
+    """
+    token = encoding.char_to_token(char)
+    return token if encoding.token_to_chars(token)[0] >= char else token + 1
+
+
+def _shield(messages: list[dict[str, str]]) -> None:
+    """Hide from the template, in place, the thinking that it would drop."""
+    queries = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    last = len(messages) - 1
+    for i, message in enumerate(messages):
+        kept_by_template = i == last and queries and queries[0] < last
+        if message["role"] == "assistant" and not kept_by_template:
+            message["content"] = _shielded(message["content"])
+
+
+def _shielded(content: str) -> str:
+    if "</think>" not in content:
+        return content
+    # As the template takes a reply apart, and as it writes the last one.
+    thinking = content.split("</think>")[0].rstrip("\n").split("<think>")[-1].strip("\n")
+    reply = content.split("</think>")[-1].lstrip("\n")
+    return f"{_OPEN}\n{thinking}\n{_CLOSE}\n\n{reply}"

@@ -1,0 +1,50 @@
+"""Which tasks are held out: whole tasks, so that no session of one is on both sides."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+
+def choose_tasks(
+    rows: Sequence[tuple[str, str, str]], *, fraction: float, seed: int
+) -> frozenset[str]:
+    """Choose about `fraction` of the tasks.
+
+    The tasks of each domain of each source give their share, rounded; then each source that has at
+    least two tasks gives at least one. No source gives all it has. Which tasks go follows from
+    their names and the seed alone, not from the order of the rows.
+
+    Args:
+        rows: (task, source, domain) of each row.
+        fraction: in [0, 1); 0 holds nothing out.
+        seed: chooses other tasks.
+    """
+    if fraction == 0:
+        return frozenset()
+    by_source: dict[str, set[str]] = defaultdict(set)
+    by_domain: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for task, source, domain in rows:
+        by_source[source].add(task)
+        by_domain[source, domain].add(task)
+    chosen: set[str] = set()
+    for _, tasks in sorted(by_domain.items()):
+        _choose(tasks, round(fraction * len(tasks)), chosen, by_source.values(), seed)
+    for _, tasks in sorted(by_source.items()):
+        share = max(1, round(fraction * len(tasks))) if len(tasks) > 1 else 0
+        _choose(tasks, share, chosen, by_source.values(), seed)
+    return frozenset(chosen)
+
+
+def _choose(
+    tasks: set[str], share: int, chosen: set[str], sources: Iterable[set[str]], seed: int
+) -> None:
+    """Add tasks to `chosen` until `share` of `tasks` are in, leaving every source one."""
+    for task in sorted(tasks - chosen, key=lambda task: _rank(task, seed)):
+        if len(tasks & chosen) >= share:
+            return
+        if all(own - chosen - {task} for own in sources if task in own):
+            chosen.add(task)
+
+
+def _rank(task: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{task}".encode(), digest_size=16).digest()

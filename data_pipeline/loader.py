@@ -1,0 +1,242 @@
+"""plan -> batches: random access to rows, and a Grain iterator whose state is one integer.
+
+Every batch follows from (plan, step) alone, so every host can make its part of it, and a run goes
+on from a step number on any number of hosts.
+
+    tokens       a a a a b b b .      two segments, one slot of padding
+    positions    0 1 2 3 0 1 2 0
+    segment_ids  1 1 1 1 2 2 2 0
+    loss_mask    0 0 1 1 0 1 1 0      tokens that are to be predicted; never a segment's first
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline import manifest, plan_rows, shards
+
+FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")
+Batch = dict[str, np.ndarray]  # FIELDS, int32 [B, T] each
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A piece of an example in a row; `segment_ids` counts the pieces of a row from 1."""
+
+    example: int  # row of the index
+    first_token: int
+    num_tokens: int
+    source: str
+    domain: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An opened plan and the tokens it speaks of; travels to other processes."""
+
+    folder: pathlib.Path
+    plan_hash: str
+    row_length: int
+    global_batch_size: int
+    rows: plan_rows.RowTable
+    index: pa.Table  # of the examples: shard, position, source, domain
+    shard_of: np.ndarray  # int32 [E]
+    position_of: np.ndarray  # int32 [E]
+    reader: shards.ShardReader
+
+    @classmethod
+    def open(cls, folder: str | pathlib.Path, *, tokens_dir: str | pathlib.Path = "") -> "Plan":
+        """Open a plan.
+
+        Args:
+            folder: the output of data_pipeline.plan.
+            tokens_dir: where the tokens are, if not where they were when the plan was made.
+
+        Raises:
+            ValueError: the plan or its tokens are absent, unfinished or damaged, or differ.
+        """
+        folder = pathlib.Path(folder)
+        made = manifest.read(folder, stage="plan")
+        tokens = pathlib.Path(tokens_dir or folder / made["counts"]["tokens_dir"])
+        tokens_manifest = manifest.read(tokens, stage="tokenize")
+        if manifest.digest_json(tokens_manifest) != made["inputs"]["tokens"]:
+            raise ValueError(f"{tokens}: not the tokens that {folder} was planned on; plan again")
+        columns = ["shard", "position", "source", "domain"]
+        index = pq.read_table(tokens / "index.parquet", columns=columns)
+        num_shards = tokens_manifest["counts"]["num_shards"]
+        paths = [tokens / shards.shard_name(i, num_shards) for i in range(num_shards)]
+        identity = {key: made[key] for key in ("stage", "inputs", "options")}
+        plan_hash = made["counts"]["plan_hash"]
+        return cls(
+            folder=folder,
+            plan_hash=plan_hash,
+            row_length=made["options"]["row_length"],
+            global_batch_size=made["options"]["global_batch_size"],
+            rows=plan_rows.read(
+                folder, settings_digest=manifest.digest_json(identity), plan_hash=plan_hash
+            ),
+            index=index,
+            shard_of=index["shard"].to_numpy(),
+            position_of=index["position"].to_numpy(),
+            reader=shards.ShardReader(paths),
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all steps, those that only pad the last batch of a stage among them."""
+        return len(self.rows.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        """Whole global batches."""
+        return self.num_rows // self.global_batch_size
+
+    def segments(self, row: int) -> list[Segment]:
+        """What row `row` holds, in its order."""
+        first, last = self.rows.offsets[row : row + 2].tolist()
+        rows = self.rows
+        return [
+            Segment(
+                example=example,
+                first_token=int(rows.first[i]),
+                num_tokens=int(rows.num_tokens[i]),
+                source=self.index["source"][example].as_py() or "",
+                domain=self.index["domain"][example].as_py() or "",
+            )
+            for i, example in enumerate(rows.example[first:last].tolist(), first)
+        ]
+
+    def read_row(self, row: int) -> Batch:
+        """The four arrays of a row, int32 [T] each.
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: naming a shard and record that cannot be read.
+        """
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row {row} of a plan of {self.num_rows} rows")
+        arrays = {name: np.zeros(self.row_length, np.int32) for name in FIELDS}
+        at = 0
+        table = self.rows
+        begin, end = table.offsets[row : row + 2].tolist()
+        for number, piece in enumerate(range(begin, end), start=1):
+            example, first = int(table.example[piece]), int(table.first[piece])
+            num = int(table.num_tokens[piece])
+            read = self.reader.read(int(self.shard_of[example]), int(self.position_of[example]))
+            here, there = slice(at, at + num), slice(first, first + num)
+            arrays["tokens"][here] = read.tokens[there]
+            arrays["positions"][here] = np.arange(num)
+            arrays["segment_ids"][here] = number
+            arrays["loss_mask"][here] = read.loss_mask[there]
+            arrays["loss_mask"][at] = 0  # nothing stands before it that could predict it
+            at += num
+        return arrays
+
+    def read_batch(self, step: int, *, process_index: int = 0, process_count: int = 1) -> Batch:
+        """The part of process `process_index` of the global batch of a step.
+
+        Returns:
+            int32 [global_batch_size / process_count, T] arrays.
+
+        Raises:
+            IndexError: there is no such step.
+            ValueError: the processes do not divide the batch; or a shard cannot be read.
+        """
+        num = rows_per_process(self, process_count)
+        first = step * self.global_batch_size + process_index * num
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} of a plan of {self.num_steps} steps")
+        rows = [self.read_row(row) for row in range(first, first + num)]
+        return {name: np.stack([row[name] for row in rows]) for name in FIELDS}
+
+
+def rows_per_process(plan: Plan, process_count: int) -> int:
+    """Rows of a global batch that one process reads; ValueError where they are not equal."""
+    if plan.global_batch_size % process_count:
+        raise ValueError(
+            f"global_batch_size={plan.global_batch_size} of {plan.folder} must be a multiple of "
+            f"the number of processes, {process_count}; plan with another --global_batch_size"
+        )
+    return plan.global_batch_size // process_count
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowSource:
+    """The rows that one process reads, in the order of the steps, from a step on."""
+
+    plan: Plan
+    start_step: int
+    process_index: int
+    num_rows: int  # a step
+
+    def __len__(self) -> int:
+        return (self.plan.num_steps - self.start_step) * self.num_rows
+
+    def __getitem__(self, i: int) -> Batch:
+        step, row = divmod(int(i), self.num_rows)
+        first = (self.start_step + step) * self.plan.global_batch_size
+        return self.plan.read_row(first + self.process_index * self.num_rows + row)
+
+    def __repr__(self) -> str:
+        return f"rows of {self.plan.folder} from step {self.start_step}"
+
+
+class Loader:
+    """Iterates over the batches of a plan; `step` is its whole state."""
+
+    def __init__(self, batches: Iterator[Batch], step: int):
+        self._batches = batches
+        self.step = step  # of the batch that comes next
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.step += 1
+        return batch
+
+
+def make_loader(
+    plan: Plan,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 4,
+) -> Loader:
+    """Iterate over this process's part of the batches from `start_step` to the plan's end.
+
+    Args:
+        plan: an opened plan.
+        start_step: the `step` of an earlier loader resumes it, whatever its other arguments.
+        process_index: of the process among `process_count`, each of which reads a contiguous,
+            equal part of the rows of each global batch.
+        process_count: number of processes.
+        num_workers: Grain processes that read rows ahead; 0 reads in threads of this one.
+        num_threads: threads that read rows, of each worker.
+
+    Raises:
+        ValueError: a step outside of the plan, or processes that do not divide the batch.
+    """
+    if not 0 <= start_step <= plan.num_steps:
+        raise ValueError(f"start_step={start_step} is outside of the plan's {plan.num_steps} steps")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must be in [0, {process_count})")
+    num_rows = rows_per_process(plan, process_count)
+    source: Any = _RowSource(plan, start_step, process_index, num_rows)
+    if len(source) == 0:
+        return Loader(iter(()), start_step)
+    rows = grain.MapDataset.source(source)
+    reads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_rows)
+    batches = rows.batch(num_rows, drop_remainder=True).to_iter_dataset(reads)
+    if num_workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return Loader(iter(batches), start_step)

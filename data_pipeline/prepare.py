@@ -1,0 +1,171 @@
+r"""Curate, tokenize and plan in one: from raw sessions to what a training run reads.
+
+    python -m data_pipeline.prepare sessions.jsonl --tokenizer=Qwen3-8B --output=prepared
+    python -m data_pipeline.prepare embedded --tokenizer=embedded --output=prepared \
+        --row_length=2048 --global_batch_size=8 --heldout_fraction=0.1
+    python -m data_pipeline.prepare nemotron/ --tokenizer=Qwen3-14B --output=prepared --epochs=2
+
+It leaves OUTPUT/corpus, OUTPUT/tokens and OUTPUT/plan, and of the tasks that are held out
+OUTPUT/heldout/tokens and OUTPUT/heldout/plan. The same command again does what is not done yet, and
+nothing where all is.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from data_pipeline import chat, cli, curate, manifest, plan, tokenize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What the three stages are told."""
+
+    heldout_batch_size: int = dataclasses.field(
+        default=8, metadata=cli.flag("rows of a batch of the held-out plan")
+    )
+    curation: curate.CurateOptions = dataclasses.field(default_factory=curate.CurateOptions)
+    tokenization: tokenize.TokenizeOptions = dataclasses.field(
+        default_factory=tokenize.TokenizeOptions
+    )
+    planning: plan.PlanOptions = dataclasses.field(default_factory=plan.PlanOptions)
+
+    def __post_init__(self):
+        cli.require(
+            self.heldout_batch_size > 0,
+            f"--heldout_batch_size={self.heldout_batch_size} must be positive",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedPaths:
+    """Where prepare left what; the held-out ones are None where nothing is held out."""
+
+    train_corpus: pathlib.Path
+    train_tokens: pathlib.Path
+    train_plan: pathlib.Path
+    heldout_corpus: pathlib.Path | None
+    heldout_tokens: pathlib.Path | None
+    heldout_plan: pathlib.Path | None
+
+
+def prepare(
+    corpus: Sequence[str],
+    *,
+    tokenizer_dir: str | pathlib.Path,
+    output_dir: str | pathlib.Path,
+    options: PrepareOptions | None = None,
+    overwrite: bool = False,
+) -> PreparedPaths:
+    """Run the three stages; those that are done already are not run again.
+
+    Args:
+        corpus: Parquet or JSONL files, folders of them, or `embedded`.
+        tokenizer_dir: Hugging Face folder of the model's tokenizer, or `embedded`.
+        output_dir: the folder to write.
+        options: settings of the stages.
+        overwrite: replace output of other settings.
+
+    Raises:
+        ValueError: a bad input, setting or row, naming it.
+    """
+    options, output = options or PrepareOptions(), pathlib.Path(output_dir)
+    try:
+        return _prepare(corpus, str(tokenizer_dir), output, options, overwrite)
+    except ValueError:
+        if output.is_dir() and not any(output.iterdir()):
+            output.rmdir()  # no stage left anything
+        raise
+
+
+def _prepare(
+    corpus: Sequence[str],
+    tokenizer_dir: str,
+    output: pathlib.Path,
+    options: PrepareOptions,
+    overwrite: bool,
+) -> PreparedPaths:
+    tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
+    curated = curate.curate(
+        corpus,
+        output_dir=output / "corpus",
+        options=options.curation,
+        special_tokens=chat.special_tokens_of(tokenizer),
+        overwrite=overwrite,
+    )
+
+    def rows_of(file: pathlib.Path, folder: pathlib.Path, planning: plan.PlanOptions) -> None:
+        tokenize.tokenize(
+            [str(file)],
+            tokenizer_dir=str(tokenizer),
+            output_dir=folder / "tokens",
+            options=options.tokenization,
+            overwrite=overwrite,
+        )
+        plan.make_plan(
+            folder / "tokens", output_dir=folder / "plan", options=planning, overwrite=overwrite
+        )
+
+    rows_of(curated.train, output, options.planning)
+    if curated.heldout:
+        rows_of(curated.heldout, output / "heldout", _heldout_planning(options))
+    return prepared_paths(output)
+
+
+def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
+    """What `prepare` left in `folder`.
+
+    Raises:
+        ValueError: it did not, or did not finish.
+    """
+    output = pathlib.Path(folder)
+    manifest.read(output / "corpus", stage="curate")
+    held = output / "heldout" if (output / "corpus" / "heldout.parquet").exists() else None
+    return PreparedPaths(
+        train_corpus=output / "corpus" / "train.parquet",
+        train_tokens=output / "tokens",
+        train_plan=output / "plan",
+        heldout_corpus=output / "corpus" / "heldout.parquet" if held else None,
+        heldout_tokens=held / "tokens" if held else None,
+        heldout_plan=held / "plan" if held else None,
+    )
+
+
+def _heldout_planning(options: PrepareOptions) -> plan.PlanOptions:
+    """Every held-out token once, in the corpus's order."""
+    return dataclasses.replace(
+        options.planning,
+        global_batch_size=options.heldout_batch_size,
+        epochs=1,
+        curriculum="in_order",
+        first_sources=(),
+        overlong="split",
+        remainder="pad",
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    prepare(
+        argv,
+        tokenizer_dir=flags.FLAGS.tokenizer,
+        output_dir=cli.output_dir(),
+        options=PrepareOptions(
+            heldout_batch_size=flags.FLAGS.heldout_batch_size,
+            curation=cli.options_from_flags(curate.CurateOptions),
+            tokenization=cli.options_from_flags(tokenize.TokenizeOptions),
+            planning=cli.options_from_flags(plan.PlanOptions),
+        ),
+        overwrite=flags.FLAGS.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    cli.define_flags(
+        PrepareOptions, curate.CurateOptions, tokenize.TokenizeOptions, plan.PlanOptions
+    )
+    cli.define_output_flags()
+    cli.define_tokenizer_flag()
+    cli.run(main)

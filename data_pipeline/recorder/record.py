@@ -1,0 +1,151 @@
+"""Records many sessions and writes them as one Parquet file in the corpus schema."""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+import statistics
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rich
+import rich.progress
+import rich.table
+
+from data_pipeline.recorder import family as family_lib
+from data_pipeline.recorder import isolation, session
+
+MAX_CHARS = 6_500
+SCHEMA = pa.schema(
+    [
+        (
+            "conversations",
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        ),
+        ("agent", pa.string()),
+        ("model", pa.string()),
+        ("task", pa.string()),
+        ("episode", pa.string()),
+        ("run_id", pa.string()),
+        ("trial_name", pa.string()),
+        ("enable_thinking", pa.bool_()),
+        ("source", pa.string()),
+        ("reward", pa.float64()),
+        ("complete", pa.bool_()),
+        ("domain", pa.string()),
+        ("difficulty", pa.string()),
+    ]
+)
+_REDRAWS = 8
+_STRIDE = 1_000  # a session redrawn because it was too long takes number + STRIDE, + 2 STRIDE, ...
+
+
+def choose_families(names: Sequence[str], *, sandbox: str) -> list[family_lib.Family]:
+    """The families called for (none named: all that this machine has the tools for).
+
+    Raises:
+        ValueError: an unknown name, or a named family whose tools are missing.
+    """
+    known = family_lib.load_all()
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        raise ValueError(
+            f"--families={','.join(names)} has unknown names: {', '.join(unknown)}; "
+            f"known are {', '.join(known)}"
+        )
+    chosen = [known[name] for name in names] if names else list(known.values())
+    tools = sorted({tool for one in chosen for tool in one.tools})
+    missing = set(isolation.missing_tools(tools, sandbox=sandbox))
+    refused = [one for one in chosen if missing & set(one.tools)]
+    if refused and (names or len(refused) == len(chosen)):
+        raise ValueError(_refusal(refused, missing) + "; install them or leave these families out")
+    if refused:
+        rich.print(f"[yellow]left out:[/yellow] {_refusal(refused, missing)}")
+    return [one for one in chosen if one not in refused]
+
+
+def _refusal(refused: Sequence[family_lib.Family], missing: set[str]) -> str:
+    """Which families cannot be recorded, and for want of what."""
+    return "; ".join(f"{x.name} needs {', '.join(sorted(missing & set(x.tools)))}" for x in refused)
+
+
+def record(
+    families: Sequence[family_lib.Family],
+    *,
+    num_sessions: int,
+    seed: int,
+    sandbox: str,
+    num_workers: int,
+) -> list[dict]:
+    """Record sessions, the families taking turns; the same seed gives the same rows in order."""
+    jobs = [(families[i % len(families)], i // len(families)) for i in range(num_sessions)]
+    with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
+        futures = [pool.submit(_fitting, one, k, seed=seed, sandbox=sandbox) for one, k in jobs]
+        try:
+            return [future.result() for future in _tracked(futures)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _tracked(futures: list[concurrent.futures.Future]) -> Iterator[concurrent.futures.Future]:
+    """The futures in order, under a progress bar."""
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns) as progress:
+        yield from progress.track(futures, description="recording")
+
+
+def _fitting(family: family_lib.Family, number: int, *, seed: int, sandbox: str) -> dict:
+    """One session no longer than MAX_CHARS; too long ones are recorded anew with other drawings."""
+    for redraw in range(_REDRAWS):
+        row = session.play(family, number + redraw * _STRIDE, seed=seed, sandbox=sandbox)
+        if num_chars(row) <= MAX_CHARS:
+            return row
+    raise RuntimeError(f"{family.name}: {_REDRAWS} sessions in a row exceed {MAX_CHARS} characters")
+
+
+def num_chars(row: dict) -> int:
+    """Characters of all messages."""
+    return sum(len(message["content"]) for message in row["conversations"])
+
+
+def num_turns(row: dict) -> int:
+    """Assistant messages."""
+    return sum(message["role"] == "assistant" for message in row["conversations"])
+
+
+def write(rows: Sequence[dict], path: pathlib.Path) -> None:
+    """Write the corpus; a partial file never carries the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        pq.write_table(table, partial, compression="zstd", compression_level=19)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def print_summary(rows: Sequence[dict]) -> None:
+    """Print sessions, reward, turns and characters for each domain and in all."""
+    table = rich.table.Table(title="recorded sessions")
+    for name in ("domain", "sessions", "mean reward", "complete", "median turns", "median chars"):
+        table.add_column(name, justify="left" if name == "domain" else "right")
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["domain"]].append(row)
+    for name, group in [*sorted(groups.items()), ("all", list(rows))]:
+        table.add_row(name, *_summary(group))
+    rich.print(table)
+
+
+def _summary(rows: Sequence[dict]) -> list[str]:
+    """One line's figures."""
+    return [
+        str(len(rows)),
+        f"{statistics.mean(row['reward'] for row in rows):.2f}",
+        str(sum(row["complete"] for row in rows)),
+        f"{statistics.median(num_turns(row) for row in rows):.0f}",
+        f"{statistics.median(num_chars(row) for row in rows):,.0f}",
+    ]

@@ -1,0 +1,205 @@
+r"""Stage 2: corpus -> tokens. Conversations become ArrayRecord shards and an index.
+
+    python -m data_pipeline.tokenize corpus/train.parquet --tokenizer=Qwen3-8B --output=tokens
+    python -m data_pipeline.tokenize sessions.jsonl --tokenizer=Qwen3-8B --output=tokens \
+        --think=strip_history --num_workers=8
+
+Each shard is made by one process from its own rows, so memory does not grow with the corpus. A run
+that was stopped goes on where it was when the same command is given again; a finished one does
+nothing.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow.parquet as pq
+from absl import flags
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from data_pipeline import chat, cli, corpus, manifest, tokenize_shard
+
+INDEX_FILE = "index.parquet"
+# Below this much text the start of the processes (3 s each) costs more than they give.
+_PROCESS_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizeOptions:
+    """What tokenize is told."""
+
+    think: chat.Think = dataclasses.field(
+        default="keep",
+        metadata=cli.flag(
+            "the <think> blocks of earlier turns: keep them, or strip_history as Qwen3 does"
+        ),
+    )
+    shard_examples: int = dataclasses.field(default=512, metadata=cli.flag("examples a shard"))
+    num_workers: int = dataclasses.field(
+        default=0,
+        metadata=cli.flag(
+            "processes; 0 takes one for each core, or none for a small corpus", changes_output=False
+        ),
+    )
+
+    def __post_init__(self):
+        cli.require_choice("think", self.think, chat.Think)
+        cli.require(
+            self.shard_examples > 0, f"--shard_examples={self.shard_examples} must be positive"
+        )
+        cli.require(self.num_workers >= 0, f"--num_workers={self.num_workers} must not be negative")
+
+
+def tokenize(
+    corpus_names: Sequence[str],
+    *,
+    tokenizer_dir: str,
+    output_dir: pathlib.Path,
+    options: TokenizeOptions,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Tokenise a corpus into `output_dir`; returns that folder.
+
+    Raises:
+        ValueError: a bad input, setting or row, naming it.
+    """
+    files = corpus.find_files(corpus_names)
+    tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
+    stage = _stage(files, tokenizer, output_dir, options)
+    console = rich_console.Console(stderr=True)
+    if manifest.begin(stage, overwrite=overwrite):
+        console.print(f"tokenize: {output_dir} is done already")
+        return output_dir
+    with manifest.discard_on_error(stage):
+        tasks = _tasks(files, tokenizer, output_dir, options)
+        _run_tasks(tasks, _num_processes(files, tasks, options), console)
+        _finish(stage, tasks)
+    return output_dir
+
+
+def _stage(
+    files: Sequence[pathlib.Path],
+    tokenizer: pathlib.Path,
+    output_dir: pathlib.Path,
+    options: TokenizeOptions,
+) -> manifest.Stage:
+    inputs = manifest.digest_files(files, cache_dir=output_dir)
+    of_tokenizer = manifest.digest_files(chat.tokenizer_files(tokenizer))
+    inputs |= {f"tokenizer/{name.split(':')[1]}": each for name, each in of_tokenizer.items()}
+    return manifest.Stage("tokenize", output_dir, inputs, manifest.options_of(options))
+
+
+def _tasks(
+    files: Sequence[pathlib.Path],
+    tokenizer: pathlib.Path,
+    output_dir: pathlib.Path,
+    options: TokenizeOptions,
+) -> list[tokenize_shard.Task]:
+    pieces = corpus.split_into_spans(files, max_rows=options.shard_examples)
+    if not pieces:
+        raise ValueError(f"{', '.join(map(str, files))}: the corpus is empty, no row to tokenize")
+    parts_dir = output_dir / "parts"
+    parts_dir.mkdir(exist_ok=True)
+    return [
+        tokenize_shard.Task(
+            shard=shard,
+            num_shards=len(pieces),
+            spans=tuple(spans),
+            tokenizer_dir=tokenizer,
+            think=options.think,
+            output_dir=output_dir,
+            parts_dir=parts_dir,
+        )
+        for shard, spans in enumerate(pieces)
+    ]
+
+
+def _num_processes(
+    files: Sequence[pathlib.Path],
+    tasks: Sequence[tokenize_shard.Task],
+    options: TokenizeOptions,
+) -> int:
+    """How many processes to start; 0 works in this one, whose tokenizer uses threads."""
+    wanted = options.num_workers or len(os.sched_getaffinity(0))
+    if not options.num_workers and sum(file.stat().st_size for file in files) < _PROCESS_BYTES:
+        return 0
+    return min(wanted, len(tasks)) if wanted > 1 else 0
+
+
+def _run_tasks(
+    tasks: Sequence[tokenize_shard.Task], num_processes: int, console: rich_console.Console
+) -> None:
+    todo = [task for task in tasks if not task.is_done()]
+    columns = (
+        *rich_progress.Progress.get_default_columns(),
+        rich_progress.TextColumn("{task.fields[tokens]:,} tokens"),
+    )
+    with rich_progress.Progress(*columns, console=console) as bar:
+        shown = bar.add_task(
+            "tokenize", total=len(tasks), completed=len(tasks) - len(todo), tokens=0
+        )
+        tokens = 0
+        for num in _results(todo, num_processes):
+            tokens += num
+            bar.update(shown, advance=1, tokens=tokens)
+
+
+def _results(todo: Sequence[tokenize_shard.Task], num_processes: int) -> Iterator[int]:
+    if num_processes == 0:
+        yield from map(tokenize_shard.run, todo)
+        return
+    # spawn: the tokenizer library and Arrow keep threads, which do not survive a fork.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=tokenize_shard.use_one_thread,
+    )
+    try:
+        futures = [pool.submit(tokenize_shard.run, task) for task in todo]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None:
+    """Join the parts of the index and write the manifest."""
+    path = stage.output_dir / INDEX_FILE
+    temporary = path.with_name(path.name + ".tmp")
+    counts = dict.fromkeys(("num_tokens", "num_loss_tokens", "num_turns"), 0)
+    num_examples = 0
+    with pq.ParquetWriter(temporary, tokenize_shard.INDEX_SCHEMA, compression="zstd") as writer:
+        for task in tasks:
+            part = pq.read_table(task.part_path)
+            writer.write_table(part)
+            num_examples += len(part)
+            for name in counts:
+                counts[name] += int(part[name].to_numpy().sum())
+    temporary.replace(path)
+    manifest.complete(stage, {"num_examples": num_examples, "num_shards": len(tasks), **counts})
+    for task in tasks:
+        task.part_path.unlink()
+    tasks[0].parts_dir.rmdir()
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    values = flags.FLAGS
+    tokenize(
+        argv,
+        tokenizer_dir=values.tokenizer,
+        output_dir=cli.output_dir(),
+        options=cli.options_from_flags(TokenizeOptions),
+        overwrite=values.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    cli.define_flags(TokenizeOptions)
+    cli.define_output_flags()
+    cli.define_tokenizer_flag()
+    cli.run(main)

@@ -1,0 +1,76 @@
+"""Several processes as one run: joining them, doing a thing once, stopping together.
+
+Every process runs the same program. Process 0 writes what is written once (folders of the start,
+metrics, summaries); the others wait for it at a barrier. A TPU pod, GKE, SLURM and Open MPI are
+recognised by jax itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+"""
+
+import os
+import signal
+import types
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+
+# What makes jax.distributed find the other processes by itself.
+_CLUSTER_VARIABLES = (
+    "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS",
+    "JOBSET_NAME", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri",
+)  # fmt: skip
+
+
+def start() -> None:
+    """Join the other processes of the run, if the environment says that there are any."""
+    if jax.distributed.is_initialized():
+        return
+    if not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):
+        return
+    num_processes, process_id = (
+        int(os.environ[name]) if name in os.environ else None
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
+    jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def once(name: str, work: Callable[[], None]) -> None:
+    """Do `work` in process 0 while the others wait for its end; `name` names the barrier."""
+    if is_first():
+        work()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class StopSignal:
+    """Whether the run was asked to stop (SIGTERM, SIGINT), agreed on by all processes.
+
+    On a preempted pod every process must save the same step: jax's coordination service makes them
+    agree on one. In a single process a second signal ends it at once.
+    """
+
+    def __enter__(self) -> "StopSignal":
+        self._received = False
+        self._previous = {}
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def asked(self, step: int) -> bool:
+        """Whether to save and stop now, after `step` steps."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._received
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        self._received = True
+        signal.signal(number, self._previous[number])

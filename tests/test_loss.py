@@ -1,0 +1,140 @@
+"""The loss against a float64 loop and the naive form with all logits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jaxpr_shapes
+import numpy as np
+import packed_rows
+import pytest
+
+from jaxterm import loss
+
+VOCAB, PADDED_VOCAB, DIM = 29, 32, 12
+
+
+def random_inputs(seed, *, rows=3, length=20, dtype="float32"):
+    """Hidden states, a head of PADDED_VOCAB rows, targets of which about half are IGNORED."""
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(rows, length, DIM)), dtype)
+    head = jnp.asarray(rng.normal(size=(PADDED_VOCAB, DIM)), "float32")
+    targets = rng.integers(0, VOCAB, (rows, length))
+    targets = np.where(rng.random((rows, length)) < 0.5, targets, loss.IGNORED)
+    return hidden, head, jnp.asarray(targets, jnp.int32)
+
+
+def cross_entropy_by_loops(hidden, head, targets):
+    hidden, head = np.asarray(hidden, np.float64), np.asarray(head, np.float64)[:VOCAB]
+    result = np.zeros(targets.shape)
+    for place in np.ndindex(targets.shape):
+        if targets[place] != loss.IGNORED:
+            logits = head @ hidden[place]
+            result[place] = np.log(np.exp(logits).sum()) - logits[targets[place]]
+    return result
+
+
+def naive_sum(hidden, head, targets):
+    log_probabilities = jax.nn.log_softmax(jnp.einsum("BTD,VD->BTV", hidden, head[:VOCAB]))
+    at_target = jnp.take_along_axis(log_probabilities, jnp.maximum(targets, 0)[..., None], -1)
+    return -jnp.where(targets == loss.IGNORED, 0, at_target[..., 0]).sum()
+
+
+token_losses = functools.partial(loss.token_losses, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 20, 1000])
+def test_losses_are_those_of_plain_loops(chunk_tokens):
+    inputs = random_inputs(0)
+    losses = token_losses(*inputs, chunk_tokens=chunk_tokens)
+    assert losses.dtype == jnp.float32
+    np.testing.assert_allclose(losses, cross_entropy_by_loops(*inputs), rtol=2e-6, atol=2e-6)
+
+
+def test_gradients_are_those_of_the_naive_form():
+    hidden, head, targets = random_inputs(1)
+
+    def total(hidden, head):
+        return token_losses(hidden, head, targets, chunk_tokens=4).sum()
+
+    ours = jax.grad(total, (0, 1))(hidden, head)
+    expected = jax.grad(naive_sum, (0, 1))(hidden, head, targets)
+    for actual, wanted in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=2e-6 * float(jnp.abs(wanted).max()))
+    ignored = np.asarray(targets) == loss.IGNORED
+    assert not np.asarray(ours[0])[ignored].any()
+    assert np.asarray(ours[0])[~ignored].any(axis=-1).all()
+    assert not np.asarray(ours[1])[VOCAB:].any()
+
+
+def test_padding_of_the_vocabulary_gets_no_probability():
+    hidden, head, targets = random_inputs(2)
+    huge = head.at[VOCAB:].set(100.0 * jnp.sign(hidden[0, 0]))
+    np.testing.assert_array_equal(
+        token_losses(hidden, head, targets, chunk_tokens=5),
+        token_losses(hidden, huge, targets, chunk_tokens=5),
+    )
+
+
+def test_huge_logits_stay_finite():
+    hidden, head, targets = random_inputs(3)
+    losses, gradient = jax.value_and_grad(
+        lambda x: token_losses(x, head, targets, chunk_tokens=5).sum()
+    )(hidden * 1e4)
+    assert np.isfinite(losses)
+    assert np.isfinite(gradient).all()
+
+
+def test_bfloat16_hidden_states_keep_float32_losses():
+    hidden, head, targets = random_inputs(4, dtype="bfloat16")
+    losses = token_losses(hidden, head, targets, chunk_tokens=5)
+    assert losses.dtype == jnp.float32
+    rounded_head = head.astype(jnp.bfloat16)
+    expected = cross_entropy_by_loops(hidden, rounded_head.astype(jnp.float32), targets)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [16, 17])
+def test_all_logits_never_exist(length):
+    rows, chunk = 2, 4
+    hidden, head, targets = random_inputs(5, rows=rows, length=length)
+
+    def total(hidden, head):
+        return token_losses(hidden, head, targets, chunk_tokens=chunk).sum()
+
+    shapes = jaxpr_shapes.intermediate_shapes(jax.grad(total, (0, 1)), hidden, head)
+    with_vocab = [np.prod(shape) for shape in shapes if PADDED_VOCAB in shape]
+    assert max(with_vocab) <= max(rows * chunk, DIM) * PADDED_VOCAB
+    naive = jaxpr_shapes.intermediate_shapes(
+        jax.grad(lambda *x: naive_sum(*x, targets)), hidden, head
+    )
+    assert (rows, length, VOCAB) in naive  # the check sees what it looks for
+
+
+def test_next_tokens_of_the_docstring():
+    targets = loss.next_tokens(
+        jnp.array([[10, 11, 20, 21, 30, 40, 0]]),
+        jnp.array([[1, 1, 1, 1, 2, 2, 0]]),
+        jnp.array([[0, 0, 1, 1, 0, 1, 0]]),
+    )
+    assert targets.tolist() == [[-1, 20, 21, -1, 40, -1, -1]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_are_those_of_plain_loops(seed):
+    batch = packed_rows.random_batch(seed, rows=4, length=30, longest=6)
+    tokens, segment_ids, loss_mask = (
+        np.asarray(batch[name]) for name in ("tokens", "segment_ids", "loss_mask")
+    )
+    expected = np.full(tokens.shape, loss.IGNORED)
+    for b, t in np.ndindex(tokens.shape[0], tokens.shape[1] - 1):
+        if segment_ids[b, t] == segment_ids[b, t + 1] > 0 and loss_mask[b, t + 1]:
+            expected[b, t] = tokens[b, t + 1]
+    targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    np.testing.assert_array_equal(targets, expected)
+
+
+def test_last_token_of_a_full_row_has_no_target():
+    """A row's end must not take the first token of the row as its next one."""
+    ones = jnp.ones((1, 4), jnp.int32)
+    assert loss.next_tokens(ones * 5, ones, ones).tolist() == [[5, 5, 5, -1]]

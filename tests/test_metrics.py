@@ -1,0 +1,89 @@
+"""The figures a run reports of itself, against plain arithmetic and a brute-force count."""
+
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from jaxterm import architecture, metrics
+
+MODEL = architecture.QWEN3["8b"]
+
+
+def test_peak_is_that_of_the_longest_matching_kind():
+    assert metrics.peak_flops("TPU v5p chip") == 459e12
+    assert metrics.peak_flops("TPU v5 lite") == 197e12
+    assert metrics.peak_flops("NVIDIA H200") == 989e12
+    assert metrics.peak_flops("cpu") == 0
+
+
+def test_step_flops_are_six_a_parameter_and_token_without_the_lookup():
+    matrices, attention = metrics.step_flops(MODEL, num_tokens=10, attention_pairs=0)
+    lookup = MODEL.vocab_size * MODEL.embed_dim
+    assert matrices == 6 * 10 * (8_190_735_360 - lookup)
+    assert attention == 0
+
+
+def test_attention_flops_of_a_full_row_agree_with_published_arithmetic():
+    """8B at a full 32k document: 29.0 GFLOP of attention a token (12 L N H T / 2)."""
+    length = 32_768
+    pairs = length * (length + 1) / 2
+    _, attention = metrics.step_flops(MODEL, num_tokens=length, attention_pairs=pairs)
+    assert attention / length / 1e9 == pytest.approx(29.0, abs=0.05)
+
+
+def test_throughput_counts_padding_and_knows_no_mfu_on_a_cpu():
+    rates = metrics.throughput(MODEL, seconds=2.0, num_tokens=300, num_loss_tokens=100,
+                               num_positions=400, attention_pairs=1.0)  # fmt: skip
+    assert rates["tokens_per_s"] == 150
+    assert rates["loss_tokens_per_s"] == 50
+    assert rates["padding_share"] == pytest.approx(0.25)
+    assert rates["mfu"] == rates["mfu_attention"] == 0
+
+
+def test_a_resumed_run_forgets_records_after_its_checkpoint(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, first_step=0)
+    for step in range(1, 6):
+        writer.write(step, "train", {"loss": float(step)})
+    writer.close()
+    with (tmp_path / metrics.FILE_NAME).open("a") as file:
+        file.write('{"step": 6, "kind": "train", "lo')  # killed while writing
+    writer = metrics.MetricsWriter(tmp_path, first_step=3)
+    writer.write(4, "train", {"loss": 40.0})
+    writer.close()
+    records = metrics.read_records(tmp_path, "train")
+    assert [(r["step"], r["loss"]) for r in records] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_records_are_also_tensorboard_events(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, first_step=0)
+    writer.write(7, "train", {"loss": 1.5})
+    writer.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in _events(file.read_bytes())
+        for value in event.summary.value
+    ]
+    assert scalars == [(7, "train/loss", 1.5)]
+    assert json.loads((tmp_path / metrics.FILE_NAME).read_text())["loss"] == 1.5
+
+
+def test_missing_wandb_names_the_extra(tmp_path):
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match="uv sync --extra wandb"):
+            metrics.MetricsWriter(tmp_path, first_step=0, wandb_project="terminal")
+
+
+def _events(data: bytes):
+    """TFRecord framing: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+    at = 0
+    while at < len(data):
+        size = int(np.frombuffer(data[at : at + 8], "<u8")[0])
+        event = event_pb2.Event()
+        event.ParseFromString(data[at + 12 : at + 12 + size])
+        yield event
+        at += size + 16
