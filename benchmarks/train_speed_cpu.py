@@ -19,7 +19,6 @@ from collections.abc import Callable
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers

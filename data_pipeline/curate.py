@@ -98,7 +98,7 @@ def curate(
     stage = manifest.Stage("curate", output_dir, digests, settings)
     console = rich_console.Console(stderr=True)
     if manifest.begin(stage, overwrite=overwrite):
-        console.print(f"curate: {output_dir} is done already")
+        console.print(f"curate: {output_dir} is done already", soft_wrap=True)
         return _outputs(output_dir)
     with manifest.discard_on_error(stage):
         counts = _run(stage, files, special_tokens, options, console)

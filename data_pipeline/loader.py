@@ -235,7 +235,10 @@ def make_loader(
     if len(source) == 0:
         return Loader(iter(()), start_step)
     rows = grain.MapDataset.source(source)
-    reads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_rows)
+    reads = grain.ReadOptions(
+        num_threads=num_threads,
+        prefetch_buffer_size=max(2, num_threads),  # batches
+    )
     batches = rows.batch(num_rows, drop_remainder=True).to_iter_dataset(reads)
     if num_workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))

@@ -143,9 +143,16 @@ def digest_files(
         digest = known[2] if known and known[:2] == stamp else _digest(path)
         seen[key] = [*stamp, digest]
         digests[f"{number}:{path.name}"] = digest
-    if cache_file and seen != cache and cache_file.parent.is_dir():
-        write_json(cache_file, cache | seen)
+    if cache_file and any(cache.get(key) != seen[key] for key in seen):
+        _write_cache(cache_file, cache | seen)
     return digests
+
+
+def _write_cache(path: pathlib.Path, cache: Mapping[str, Any]) -> None:
+    folder = path.parent
+    if not folder.exists() or any((folder / name).exists() for name in (FILE, _UNFINISHED)):
+        folder.mkdir(parents=True, exist_ok=True)  # not into a folder that is not ours
+        write_json(path, cache)
 
 
 def digest_json(value: Any) -> str:

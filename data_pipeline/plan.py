@@ -86,7 +86,7 @@ def make_plan(
     )
     console = rich_console.Console(stderr=True)
     if manifest.begin(stage, overwrite=overwrite):
-        console.print(f"plan: {output_dir} is done already")
+        console.print(f"plan: {output_dir} is done already", soft_wrap=True)
         return output_dir
     with manifest.discard_on_error(stage):
         report = _make(stage, tokens_dir, options)

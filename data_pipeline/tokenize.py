@@ -72,7 +72,7 @@ def tokenize(
     stage = _stage(files, tokenizer, output_dir, options)
     console = rich_console.Console(stderr=True)
     if manifest.begin(stage, overwrite=overwrite):
-        console.print(f"tokenize: {output_dir} is done already")
+        console.print(f"tokenize: {output_dir} is done already", soft_wrap=True)
         return output_dir
     with manifest.discard_on_error(stage):
         tasks = _tasks(files, tokenizer, output_dir, options)

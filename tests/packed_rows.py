@@ -100,3 +100,12 @@ def largest_relative_error(actual: dict, expected: dict) -> float:
         return np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)
 
     return max(jax.tree.leaves(jax.tree.map(error, actual, expected)))
+
+
+def moments(state):
+    """Adam's part of an optax state: `mu` is (1 - beta1) times the gradient after one step."""
+
+    def has_moments(x):
+        return hasattr(x, "mu")
+
+    return next(x for x in jax.tree.leaves(state, is_leaf=has_moments) if has_moments(x))

@@ -99,7 +99,9 @@ def test_keep_writes_each_thinking_turn_as_if_it_were_the_last(keep, oracle, see
 def test_keep_tokenises_its_text_once_and_masks_by_turn(keep, oracle, seed):
     made = conversation(np.random.default_rng(seed), thinking=0.8)
     example = keep.example(made)
-    assert example.tokens.tolist() == oracle(keep.render(made), add_special_tokens=False)["input_ids"]
+    assert (
+        example.tokens.tolist() == oracle(keep.render(made), add_special_tokens=False)["input_ids"]
+    )
     np.testing.assert_array_equal(example.loss_mask, mask_by_ids(oracle, example.tokens))
     start = oracle.convert_tokens_to_ids("<|im_start|>")
     np.testing.assert_array_equal(example.turn_starts, np.flatnonzero(example.tokens == start))
@@ -174,10 +176,10 @@ def test_special_tokens_are_those_the_tokenizer_flags(tokenizer_dir, oracle):
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path):
-    with pytest.raises(ValueError, match="must be a Hugging Face folder with tokenizer.json"):
+    with pytest.raises(ValueError, match=r"must be a Hugging Face folder with tokenizer.json"):
         chat.resolve_tokenizer_dir(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="tokenizer.json: not a tokenizer file"):
+    with pytest.raises(ValueError, match=r"tokenizer.json: not a tokenizer file"):
         chat.special_tokens_of(tmp_path)
     with pytest.raises(ValueError, match="cannot be loaded"):
         chat.ChatTokenizer(tmp_path)
@@ -190,7 +192,7 @@ def test_a_template_that_does_not_write_turns_is_refused(tmp_path, tokenizer_dir
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     config["chat_template"] = "{% for m in messages %}{{ m.content }}{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="rows.jsonl line 3: the chat template does not write"):
+    with pytest.raises(ValueError, match=r"rows.jsonl line 3: the chat template does not write"):
         chat.ChatTokenizer(tmp_path).example(make("hi", "yes"))
     del config["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

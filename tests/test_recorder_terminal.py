@@ -1,9 +1,11 @@
 """The recorder's terminal and sandbox: a real shell, its real output, nothing of this machine."""
 
+import contextlib
 import os
 import pathlib
 import shutil
 import socket
+import time
 
 import pytest
 
@@ -21,7 +23,12 @@ def usable(sandbox):
 # Where bubblewrap is missing these tests run without isolation, and their names say so.
 SANDBOX = "bwrap" if usable("bwrap") else "none"
 needs_bwrap = pytest.mark.skipif(SANDBOX == "none", reason="bubblewrap does not work here")
-FILES = {"a.txt": "1\n2\n", "run.sh": "#!/bin/sh\necho ran\n", "empty/": "", "u.txt": "gr\u00fc\u00df\n"}
+FILES = {
+    "a.txt": "1\n2\n",
+    "run.sh": "#!/bin/sh\necho ran\n",
+    "empty/": "",
+    "u.txt": "gr\u00fc\u00df\n",
+}
 
 
 @pytest.fixture(params=[SANDBOX])
@@ -121,18 +128,19 @@ def test_history_and_announcements_leave_no_trace(world, shell):
 def test_close_ends_what_the_shell_started(world):
     with terminal.Terminal(world) as shell:
         shell.send("sleep 987654 &\n", 0.1)
-    commands = (path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"))
-    assert not any(b"987654" in command for command in _readable(commands))
+    deadline = time.monotonic() + 5
+    while sleeps := running(b"987654"):
+        assert time.monotonic() < deadline, sleeps
+        time.sleep(0.02)
 
 
-def _readable(commands):
-    while True:
-        try:
-            yield next(commands)
-        except StopIteration:
-            return
-        except OSError:  # the process has ended meanwhile
-            return
+def running(argument):
+    """Command lines of this machine's processes that contain `argument`."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
+            found.append(path.read_bytes())
+    return [line for line in found if argument in line]
 
 
 @needs_bwrap

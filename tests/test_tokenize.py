@@ -77,7 +77,7 @@ def test_manifest_counts(made):
 def test_a_second_run_does_nothing_and_says_so(made, file, capsys):
     before = {p: p.stat().st_mtime_ns for p in made.iterdir() if p.name != ".digests.json"}
     run(file, made)
-    assert "is done already" in capsys.readouterr().err.replace("\n", "")
+    assert "is done already" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
@@ -102,7 +102,7 @@ def test_overwrite_replaces_its_own_output_only(made, file, tmp_path):
     with pytest.raises(ValueError, match="is not empty and holds no output of `tokenize`"):
         run(file, tmp_path / "mine", overwrite=True)
     manifest.write_json(tmp_path / "mine" / "manifest.json", {"stage": "plan"})
-    with pytest.raises(ValueError, match="stage 'plan', now 'tokenize'; choose another folder$"):
+    with pytest.raises(ValueError, match=r"stage 'plan', now 'tokenize'; choose another folder$"):
         run(file, tmp_path / "mine", overwrite=True)
 
 
@@ -135,7 +135,9 @@ def test_a_damaged_shard_is_named_with_its_record(made, file, tmp_path):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(ValueError, match=f"{path.name} record 3: cannot be read"):
             shards.ShardReader([path]).read(0, 3)
-    for start in range(0, len(whole), len(whole) // 10):  # damage in the middle: found or harmless
+    for start in range(
+        0, len(whole), len(whole) // 10 + 1
+    ):  # damage in the middle: found or harmless
         path.write_bytes(whole[:start] + bytes(b ^ 255 for b in whole[start : start + 64]) +
                          whole[start + 64 :])  # fmt: skip
         pristine = shards.ShardReader([made / path.name])
@@ -159,11 +161,11 @@ def command(file, output, *flags):
 
 
 def test_a_user_error_is_one_line_and_exit_code_1(tmp_path):
-    file = write_jsonl(tmp_path / "a.jsonl", ["{"])
+    file = tmp_path / "a.jsonl"
     done = subprocess.run(command(file, tmp_path / "t"), capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"error: {file} line 1: not valid JSON")
+    assert done.stderr.splitlines()[-1].startswith(f"error: {file}: no such file")
 
 
 @pytest.mark.slow

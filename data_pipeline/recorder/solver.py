@@ -16,7 +16,7 @@ from data_pipeline.recorder import screen, slips, voice
 FLAWS = ("none", "recover", "fail")
 Moves = Generator["Turn", str, str]
 Path = str | Sequence[str]
-_SLOW = re.compile(r"^(python3|find|tar|sort|make|git|gzip|gunzip|bash|\./|sleep|awk)")
+_SLOW = re.compile(r"^(python3|find|tar|sort|make|git|gzip|gunzip|bash|timeout|\./|sleep|awk)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,9 @@ class Agent:
         meant = next(line for line in lines if self._mistype_of(line, slip))
         typed = [slip.line if line == meant else line for line in lines]
         first = yield from self._turn(goal, typed, seen=seen, why=why)
-        cause = self._voice.slip(slip.kind, slip.program)
+        cause = f"{self._reaction()} {self._voice.slip(slip.kind, slip.program)}"
         again = f"repeat the `{slip.program}` command without the mistake"
-        second = yield from self._turn(again, [meant], why=cause)
+        second = yield from self._turn(again, [meant], seen=cause)
         return f"{first}\n{second}"
 
     def attempt(
@@ -162,8 +162,7 @@ class Agent:
         if self._last is None:
             think, analysis = self._voice.start(self._brief)
         else:
-            analysis = self._reaction(seen)
-            think = analysis if seen else self._voice.lead(analysis)
+            think = analysis = seen or self._reaction()
         if why and self.rng.random() < 0.6:
             think = f"{think} {self._voice.why(why)}"
         elif why:
@@ -177,10 +176,8 @@ class Agent:
         )
         return self._last
 
-    def _reaction(self, seen: str) -> str:
-        """A sentence on the last observation: what the script saw, its error, or a quote."""
-        if seen:
-            return seen
+    def _reaction(self) -> str:
+        """A sentence on the last observation: its error, or a quote."""
         error = screen.error_line(self._last or "")
         if error and "`" not in error and len(error) < 120:
             return self._voice.error(error)

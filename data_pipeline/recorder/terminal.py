@@ -75,8 +75,11 @@ class Terminal:
         """End the shell and everything it started."""
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):  # it has not made its own group yet
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
+                os.killpg(self._process.pid, signal.SIGHUP)  # bash passes it on to its jobs
+            try:
+                self._process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
         self._process.wait()
         for descriptor in (self._master, self._bell):
             os.close(descriptor)

@@ -43,12 +43,6 @@ _PLAN = (
     "Now {goal}.",
     "{Goal} and check what comes back.",
 )
-_LEAD = ("{seen}",) * 4 + (
-    "OK. {seen}",
-    "Looking at the output: {seen}",
-    "Let me read this. {seen}",
-    "Hmm. {seen}",
-)
 _AGREE = (
     "This is what the task describes.",
     "That agrees with the task, so I can finish.",
@@ -60,6 +54,8 @@ _SEEN = (
     "The terminal shows {quote}.",
     "The last line printed is {quote}.",
     "The output ends with {quote}.",
+    "I read {quote} at the end.",
+    "The screen now ends with {quote}.",
 )
 _QUIET = (
     "The command printed nothing, which is what it does when it works.",
@@ -137,10 +133,6 @@ class Voice:
     def start(self, brief: str) -> tuple[str, str]:
         """Thought and analysis of the first turn."""
         return self._say(_START, brief=brief), self._say(_START_ANALYSIS)
-
-    def lead(self, seen: str) -> str:
-        """What was seen, as the beginning of a thought."""
-        return self._say(_LEAD, seen=seen)
 
     def agree(self) -> str:
         """Content with the result, as the end of a thought."""

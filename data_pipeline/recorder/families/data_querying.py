@@ -40,7 +40,7 @@ def sqlite_revenue(rng: random.Random) -> family.Task:
 
     def solve(a: solver.Agent) -> family.Play:
         peek = "python3 -c \"import sqlite3; print(*sqlite3.connect('shop.db').execute("
-        obs = yield from a.run("list the folder", "ls", "command -v sqlite3")
+        yield from a.run("list the folder", "ls", "head -c 15 shop.db; echo")
         obs = yield from a.run(
             "read the schema with Python",
             f"{peek}'SELECT sql FROM sqlite_master'))\"",

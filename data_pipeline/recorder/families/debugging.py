@@ -59,17 +59,17 @@ def off_by_one(rng: random.Random) -> family.Task:
 def endless_loop(rng: random.Random) -> family.Task:
     """A script that never ends: stop it with C-c, find why, mend it."""
     start, step = rng.randint(20, 90), rng.randint(2, 5)
-    code = f"n = {start}\nsteps = 0\nwhile n != 0:\n    n -= {step}\n    steps += 1\nprint(steps)\n"
-    start_ok = start % step != 0
-    if not start_ok:
-        code = code.replace(f"n = {start}", f"n = {start + 1}")
-        start += 1
+    start += start % step == 0
+    code = (
+        f"n={start}\nsteps=0\nwhile [ $n -ne 0 ]; do\n  n=$((n - {step}))\n"
+        "  steps=$((steps + 1))\ndone\necho $steps\n"
+    )
     expected = -(-start // step)
 
     def solve(a: solver.Agent) -> family.Play:
-        hang = solver.Command(keystrokes="python3 countdown.py\n", duration_s=1.0, waits=True)
+        hang = solver.Command(keystrokes="sh countdown.sh\n", duration_s=1.0, waits=True)
         stop = solver.Command(keystrokes="C-c", duration_s=0.5)
-        yield from a.run("read the script", "cat countdown.py")
+        yield from a.run("read the script", "cat countdown.sh")
         yield from a.run("run it and watch", hang, seen="It counts n down in a while loop.")
         yield from a.run(
             "interrupt it",
@@ -79,26 +79,28 @@ def endless_loop(rng: random.Random) -> family.Task:
         yield from a.attempt(
             "change the condition and run it again",
             right=[
-                "sed -i 's/n != 0/n > 0/' countdown.py",
-                "sed -i 's/while n != 0:/while n > 0:/' countdown.py",
+                "sed -i 's/-ne 0/-gt 0/' countdown.sh",
+                "sed -i '3s/-ne/-gt/' countdown.sh",
             ],
-            wrong=f"sed -i 's/n != 0/n > {step}/' countdown.py",
-            mend=f"sed -i 's/n > {step}/n > 0/' countdown.py",
+            wrong=f"sed -i 's/-ne 0/-gt {step}/' countdown.sh",
+            mend=f"sed -i 's/-gt {step}/-gt 0/' countdown.sh",
             clue="the loop now ends one step too early.",
-            show="timeout 5 python3 countdown.py | tee steps.txt",
-            seen="`while n != 0` never becomes false, since n goes below 0 without being 0.",
+            show="timeout 5 sh countdown.sh | tee steps.txt",
+            seen="`$n -ne 0` stays true for ever, since n goes below 0 without being 0.",
         )
         yield from a.finish("The script ends, and /app/steps.txt has its output.")
 
     return family.Task(
-        instruction="/app/countdown.py never ends. It should count how many steps it takes until "
+        instruction="/app/countdown.sh never ends. It should count how many steps it takes until "
         "n is "
         "0 or less. Mend it and write its output to /app/steps.txt.",
         brief="a countdown that ends",
-        files={"countdown.py": code},
+        files={"countdown.sh": code},
         check=checks.every(
             checks.number("steps.txt", expected),
-            checks.command(f'test "$(timeout 5 python3 countdown.py)" = {expected}'),
+            checks.command(
+                f'test -s steps.txt && test "$(timeout 5 sh countdown.sh)" = {expected}'
+            ),
         ),
         solve=solve,
     )

@@ -1,0 +1,166 @@
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conversations import random_rows, write_jsonl
+
+from data_pipeline import loader, plan, shards, tokenize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loader")
+    rows = random_rows(seed=10, num=50)
+    tokenize.tokenize(
+        [str(write_jsonl(folder / "a.jsonl", rows))],
+        tokenizer_dir="embedded",
+        output_dir=folder / "tokens",
+        options=tokenize.TokenizeOptions(shard_examples=20),
+    )
+    options = plan.PlanOptions(row_length=300, global_batch_size=8, epochs=2)
+    plan.make_plan(folder / "tokens", output_dir=folder / "plan", options=options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return loader.Plan.open(folder / "plan")
+
+
+def assert_equal(one, two):
+    assert set(one) == set(two) == set(loader.FIELDS)
+    for name in loader.FIELDS:
+        assert one[name].dtype == two[name].dtype == np.int32
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_a_row_is_its_segments(opened, folder):
+    index = pq.read_table(folder / "tokens" / "index.parquet").to_pylist()
+    paths = [folder / "tokens" / shards.shard_name(i, 3) for i in range(3)]
+    reader = shards.ShardReader(paths)
+    for number in range(opened.num_rows):
+        row, at = opened.read_row(number), 0
+        for segment_id, segment in enumerate(opened.segments(number), start=1):
+            entry = index[segment.example]
+            example = reader.read(entry["shard"], entry["position"])
+            for j in range(segment.num_tokens):
+                token = segment.first_token + j
+                assert row["tokens"][at + j] == example.tokens[token]
+                assert row["positions"][at + j] == j
+                assert row["segment_ids"][at + j] == segment_id
+                assert row["loss_mask"][at + j] == (example.loss_mask[token] if j else 0)
+            assert (segment.source, segment.domain) == (entry["source"], entry["domain"])
+            at += segment.num_tokens
+        assert at <= 300
+        assert all(not row[name][at:].any() for name in loader.FIELDS)
+
+
+def test_the_iterator_is_the_random_access(opened):
+    batches = list(loader.make_loader(opened))
+    assert len(batches) == opened.num_steps > 3
+    for step, batch in enumerate(batches):
+        assert batch["tokens"].shape == (8, 300)
+        assert_equal(batch, opened.read_batch(step))
+        for i in range(8):
+            np.testing.assert_array_equal(
+                batch["tokens"][i], opened.read_row(8 * step + i)["tokens"]
+            )
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_one_integer_resumes(opened, stop):
+    first = loader.make_loader(opened)
+    for _ in range(stop):
+        next(first)
+    assert first.step == stop and isinstance(first.step, int)
+    for one, two in zip(first, loader.make_loader(opened, start_step=stop), strict=True):
+        assert_equal(one, two)
+    assert first.step == opened.num_steps
+    assert list(loader.make_loader(opened, start_step=opened.num_steps)) == []
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4, 8])
+def test_the_processes_parts_are_the_global_batch(opened, process_count):
+    loaders = [
+        loader.make_loader(opened, process_index=i, process_count=process_count)
+        for i in range(process_count)
+    ]
+    for step, parts in enumerate(zip(*loaders, strict=True)):
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in loader.FIELDS}
+        assert_equal(joined, opened.read_batch(step))
+        part = opened.read_batch(step, process_index=1 % process_count, process_count=process_count)
+        assert_equal(part, parts[1 % process_count])
+
+
+def test_processes_may_change_on_the_way(opened):
+    later = [
+        loader.make_loader(opened, start_step=2, process_index=i, process_count=4, num_threads=1)
+        for i in range(4)
+    ]
+    joined = {n: np.concatenate(v) for n, v in _columns([next(each) for each in later]).items()}
+    assert_equal(joined, opened.read_batch(2))
+
+
+def _columns(parts):
+    return {name: [part[name] for part in parts] for name in loader.FIELDS}
+
+
+def test_a_plan_travels(opened):
+    copy = pickle.loads(pickle.dumps(opened))
+    assert_equal(copy.read_batch(1), opened.read_batch(1))
+
+
+@pytest.mark.slow
+def test_workers_give_the_same(opened):
+    expected = loader.make_loader(opened, start_step=1)
+    for one, two in zip(
+        loader.make_loader(opened, start_step=1, num_workers=2), expected, strict=True
+    ):
+        assert_equal(one, two)
+
+
+def test_the_folder_can_move(folder, opened, tmp_path):
+    for name in ("tokens", "plan"):
+        shutil.copytree(folder / name, tmp_path / "deep" / name)
+    assert_equal(loader.Plan.open(tmp_path / "deep" / "plan").read_batch(0), opened.read_batch(0))
+    (tmp_path / "deep" / "tokens").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"no manifest\.json"):
+        loader.Plan.open(tmp_path / "deep" / "plan")
+    found = loader.Plan.open(tmp_path / "deep" / "plan", tokens_dir=tmp_path / "elsewhere")
+    assert_equal(found.read_batch(0), opened.read_batch(0))
+
+
+def test_other_tokens_are_refused(folder, tmp_path):
+    other = tokenize.tokenize(
+        [str(folder / "a.jsonl")],
+        tokenizer_dir="embedded",
+        output_dir=tmp_path / "tokens",
+        options=tokenize.TokenizeOptions(think="strip_history"),
+    )
+    with pytest.raises(ValueError, match=r"not the tokens that .* was planned on"):
+        loader.Plan.open(folder / "plan", tokens_dir=other)
+
+
+def test_a_truncated_shard_is_named(folder, tmp_path):
+    for name in ("tokens", "plan"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "tokens" / shards.shard_name(1, 3)
+    path.write_bytes(path.read_bytes()[:-40_000])
+    damaged = loader.Plan.open(tmp_path / "plan")
+    with pytest.raises(ValueError, match=r"shard-00001-of-00003\.array_record record \d+: cannot"):
+        list(loader.make_loader(damaged))
+
+
+def test_bad_arguments_are_named(opened):
+    with pytest.raises(ValueError, match=r"global_batch_size=8 .* multiple of .* processes, 3"):
+        loader.make_loader(opened, process_count=3)
+    with pytest.raises(ValueError, match="start_step=-1 is outside"):
+        loader.make_loader(opened, start_step=-1)
+    with pytest.raises(ValueError, match=r"process_index=2 must be in \[0, 2\)"):
+        loader.make_loader(opened, process_index=2, process_count=2)
+    with pytest.raises(IndexError, match=f"row {opened.num_rows} of a plan"):
+        opened.read_row(opened.num_rows)
+    with pytest.raises(IndexError, match="step -1 of a plan"):
+        opened.read_batch(-1)

@@ -1,0 +1,94 @@
+"""Every mesh of eight devices computes what one device does, and leaves the state where declared."""
+
+import functools
+
+import jax
+import numpy as np
+import packed_rows
+import pytest
+
+from jaxterm import config, model, sharding, train_step
+
+ROWS, LENGTH, NUM_STEPS = 16, 32, 10
+AXES = ("data", "fsdp", "context", "tensor")
+
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 4, 1, 2), (2, 2, 2, 1), (1, 2, 2, 2),
+          (2, 1, 2, 2), (1, 1, 4, 2)]  # fmt: skip
+
+
+@functools.cache
+def train(sizes, micro_batches=1):
+    """Two steps on a mesh: per step metrics, Adam's moments and parameters, all gathered."""
+    run = packed_rows.tiny_run(rows=ROWS, length=LENGTH, micro_batches=micro_batches)
+    # Unclipped, the first moment after the first step is (1 - beta1) times the gradient.
+    run = packed_rows.replace_fields(run, optimizer={"max_grad_norm": 0.0, "warmup_fraction": 0.0})
+    named = config.validate_on_devices(
+        packed_rows.replace_fields(run, mesh=dict(zip(AXES, sizes, strict=True))),
+        int(np.prod(sizes)),
+    )
+    mesh = sharding.make_mesh(named, devices=jax.devices()[: int(np.prod(sizes))])
+    abstract = train_step.abstract_state(run, mesh, NUM_STEPS)
+    params = jax.tree.map(
+        lambda x, at: jax.device_put(x, at.sharding),
+        packed_rows.random_params(0, model.abstract_params(run.model, run.compute)),
+        abstract.params,
+    )
+    step = train_step.jit_train_step(run, NUM_STEPS)
+    placed = sharding.named_sharding(mesh, "batch", "length")
+    records = []
+    with jax.set_mesh(mesh):
+        state = train_step.init_state(run, mesh, params, NUM_STEPS)
+        for seed in (11, 12):
+            batch = packed_rows.random_batch(seed, rows=ROWS, length=LENGTH, longest=20)
+            state, metrics = step(state, jax.device_put(batch, placed))
+            for leaf, declared in zip(
+                jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True
+            ):
+                assert leaf.sharding.is_equivalent_to(declared.sharding, leaf.ndim)
+                assert (leaf.shape, leaf.dtype) == (declared.shape, declared.dtype)
+            mu = packed_rows.moments(state.optimizer).mu
+            records.append(jax.tree.map(np.asarray, (metrics, mu, state.params)))
+    assert step._cache_size() == 1
+    return records
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_every_mesh_computes_what_one_device_does(sizes):
+    records, expected = train(sizes), train((1, 1, 1, 1))
+    for (metrics, moments, params), (metrics_1, moments_1, params_1) in zip(
+        records, expected, strict=True
+    ):
+        for name, value in metrics_1.items():
+            assert metrics[name] == pytest.approx(value, rel=1e-6), name
+        assert packed_rows.largest_relative_error(moments, moments_1) < 1e-5
+        assert packed_rows.largest_relative_error(params, params_1) < 1e-6
+
+
+def test_micro_batches_on_a_mesh_compute_what_one_device_does():
+    records, expected = train((1, 2, 2, 2), micro_batches=4), train((1, 1, 1, 1))
+    assert packed_rows.largest_relative_error(records[1][1], expected[1][1]) < 1e-5
+    assert packed_rows.largest_relative_error(records[1][2], expected[1][2]) < 1e-6
+
+
+def test_segments_cross_the_borders_of_the_shards():
+    """Else the test above would not see a shard that forgets its neighbours."""
+    batch = packed_rows.random_batch(11, rows=ROWS, length=LENGTH, longest=20)
+    ids = np.asarray(batch["segment_ids"])
+    for border in range(4, LENGTH, 4):
+        assert (ids[:, border] == ids[:, border - 1])[ids[:, border] > 0].any()
+
+
+def test_eval_on_a_mesh_is_that_of_one_device():
+    run = packed_rows.tiny_run(rows=ROWS, length=LENGTH)
+    batch = packed_rows.random_batch(3, rows=ROWS, length=LENGTH, longest=20)
+    groups = batch["segment_ids"] % 3
+    params = packed_rows.random_params(0, model.abstract_params(run.model, run.compute))
+    eval_step = train_step.make_eval_step(run, 3)
+    expected = jax.jit(eval_step)(params, batch, groups)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "context": 2, "tensor": 2})
+    placed = model.abstract_params(run.model, run.compute, mesh)
+    params = jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), params, placed)
+    with jax.set_mesh(mesh):
+        sums, counts = jax.jit(eval_step)(params, batch, groups)
+    np.testing.assert_allclose(sums, expected[0], rtol=2e-6)
+    np.testing.assert_array_equal(counts, expected[1])

@@ -1,0 +1,158 @@
+"""The training command, whole: real folders, real signals, real kills, as a user runs it.
+
+The runs are those of configs/tiny.py cut down to a few steps of a smaller model.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxterm import metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = (
+    "--config.model.embed_dim=32", "--config.model.mlp_dim=64", "--config.model.num_layers=2",
+    "--config.model.num_heads=2", "--config.model.num_kv_heads=1", "--config.model.head_dim=16",
+    "--config.data.row_length=2048", "--config.data.global_batch_size=2",
+    "--config.log.checkpoint_every_steps=2", "--config.log.eval_every_steps=0",
+)  # fmt: skip
+
+
+def command(workdir: pathlib.Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "jaxterm.train", "--config=configs/tiny.py",
+            f"--workdir={workdir}", *SMALL, *options]  # fmt: skip
+
+
+def train(workdir: pathlib.Path, *options: str, check: bool = True, **environment: str):
+    result = subprocess.run(
+        command(workdir, *options), cwd=ROOT, env=os.environ | environment,
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in metrics.read_records(workdir, "train")}
+
+
+def exported(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(workdir / "hf" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+    """A run of six steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = train(workdir, "--config.max_steps=6")
+    (workdir.parent / "stdout").write_text(result.stdout)
+    return workdir
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["heldout_loss"] < summary["heldout_loss_before"]
+    assert summary["train_loss"] == losses(whole)[6]
+    assert pathlib.Path(summary["heldout_corpus"]).is_file()
+    assert summary["hf_dir"] == str(whole / "hf")
+    assert summary["config"] == json.loads((whole / "config.json").read_text())
+    for name in ("hf/config.json", "hf/generation_config.json", "hf/tokenizer.json",
+                 "hf/model.safetensors", "loss.png", "metrics.jsonl"):  # fmt: skip
+        assert (whole / name).stat().st_size > 0, name
+    table = (whole.parent / "stdout").read_text()
+    assert f"{summary['heldout_loss']:.4f}" in table
+    assert str(whole / "hf") in table
+
+
+def test_metrics_have_what_the_issue_names(whole):
+    (record,) = [r for r in metrics.read_records(whole, "train") if r["step"] == 6]
+    for name in ("loss", "grad_norm", "param_norm", "learning_rate", "tokens_per_s",
+                 "loss_tokens_per_s", "padding_share", "mfu"):  # fmt: skip
+        assert np.isfinite(record[name]), name
+
+
+def test_the_same_command_again_changes_nothing(whole):
+    before = {path: path.stat().st_mtime_ns for path in (whole / "hf").iterdir()}
+    result = train(whole, "--config.max_steps=6")
+    assert {path: path.stat().st_mtime_ns for path in (whole / "hf").iterdir()} == before
+    assert "Held-out loss" in result.stdout
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
+    """SIGTERM after some step: it saves, says so with its exit code, and goes on from there."""
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(workdir, "--config.max_steps=6"), cwd=ROOT,
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    wait_for_step(workdir, 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) in (75, 0)
+    train(workdir, "--config.max_steps=6")
+    assert losses(workdir) == losses(whole)
+    for name, values in exported(whole).items():
+        np.testing.assert_array_equal(exported(workdir)[name], values)
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
+    """SIGKILL in the middle: the last complete checkpoint is the one it goes on from."""
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(workdir, "--config.max_steps=6"), cwd=ROOT,
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    wait_for_step(workdir, 3, process)
+    process.kill()
+    process.wait()
+    assert not (workdir / "hf").exists()
+    train(workdir, "--config.max_steps=6")
+    assert losses(workdir) == losses(whole)
+    for name, values in exported(whole).items():
+        np.testing.assert_array_equal(exported(workdir)[name], values)
+
+
+def test_other_data_settings_in_the_same_folder_are_refused(whole):
+    result = train(whole, "--config.max_steps=6", "--config.data.epochs=7", check=False)
+    assert result.returncode == 1
+    assert "epochs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
+    for _ in range(3000):
+        if losses(workdir).keys() >= {step}:
+            return
+        assert process.poll() is None, "the run ended before it was disturbed"
+        time.sleep(0.1)
+    raise AssertionError(f"no step {step} in five minutes")
+
+
+BAD = {
+    "batch not divisible by the mesh": (
+        ["--config.data.global_batch_size=3"], r"global_batch_size.*=3 must be a multiple of", "8"),
+    "no such setting": (["--config.data.row_lenght=77"], "row_length", "1"),
+    "no start": (["--config.start.random=false"], r"config\.start\.hf_dir", "1"),
+    "corpus that is not there": (
+        ["--config.data.corpus=nowhere.jsonl"], r"nowhere\.jsonl", "1"),
+    "a vocabulary too small for the tokenizer": (
+        ["--config.model.vocab_size=100"], r"config\.model\.vocab_size=100", "1"),
+    "a setting that breaks its rule": (
+        ["--config.optimizer.peak_lr=-1.0"], r"peak_lr=-1\.0 must be positive", "1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_error(name, tmp_path):
+    options, message, num_devices = BAD[name]
+    result = train(tmp_path / "run", *options, check=False, JAX_NUM_CPU_DEVICES=num_devices)
+    assert result.returncode != 0
+    assert re.search(message, result.stderr), result.stderr
+    if name != "no such setting":  # absl's own flag parser speaks there
+        assert "Traceback" not in result.stderr
+        assert len([line for line in result.stderr.splitlines() if "error:" in line]) == 1
