@@ -127,7 +127,7 @@ def _find_tensors(
 
 
 def _read_shard(folder: pathlib.Path, file: str) -> dict[str, safetensors_io.Tensor]:
-    if pathlib.PurePath(file).name != file or "\\" in file:
+    if pathlib.PurePath(file).name != file or file == ".." or "\\" in file:
         raise ValueError(f"{INDEX_FILE} names {file!r}, which is not a plain file name")
     if not (folder / file).is_file():
         raise ValueError(f"{folder / file} is missing")

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,12 +50,23 @@ class OrbaxSource:
         return tuple(min(chunk, dim) for chunk, dim in zip(chunks, leaf.shape, strict=True))
 
     def read(self, leaf: mapping.Leaf, region: mapping.Region) -> np.ndarray:
-        """A region of the leaf."""
-        return self.start_reading(leaf, region).result()
+        """A region of the leaf; ValueError where the checkpoint's files are damaged."""
+        return self.start_reading(leaf, region)()
 
-    def start_reading(self, leaf: mapping.Leaf, region: mapping.Region) -> ts.Future:
-        """`read` in the background; the future's result is the array."""
-        return self._arrays[leaf.name][mapping.slices(region)].read()
+    def start_reading(self, leaf: mapping.Leaf, region: mapping.Region) -> Callable[[], np.ndarray]:
+        """`read` in the background; what is returned waits for it."""
+        future = self._arrays[leaf.name][mapping.slices(region)].read()
+
+        def finish() -> np.ndarray:
+            try:
+                return future.result()
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"{self.path / 'params'}: {leaf.name} cannot be read, its files are damaged "
+                    f"({error}); take another checkpoint, or convert again"
+                ) from error
+
+        return finish
 
     def chunk_bytes(self, leaf: mapping.Leaf) -> int:
         """Memory that a chunk takes."""

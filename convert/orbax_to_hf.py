@@ -8,7 +8,6 @@ what one device held of a parameter, unless its writer cut it smaller.
 import collections
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,8 @@ from convert import (
 
 # Chunks that are read ahead: as many as fit in this, so that disk and cores do not wait.
 _READ_AHEAD_BYTES = 4 * source.CHUNK_BYTES
+
+_Reading = tuple[mapping.Region, Callable[[], np.ndarray]]
 
 
 def convert(
@@ -92,17 +93,15 @@ def _chunks(
 ) -> Iterator[tuple[mapping.Region, np.ndarray]]:
     """Every chunk of a leaf, some of them read ahead."""
     ahead = _READ_AHEAD_BYTES // opened.chunk_bytes(leaf)
-    reading: collections.deque[tuple[mapping.Region, Any]] = collections.deque()
+    reading: collections.deque[_Reading] = collections.deque()
     for region in mapping.grid(leaf.shape, opened.chunk_shape(leaf)):
         reading.append((region, opened.start_reading(leaf, region)))
         if len(reading) > ahead:
-            yield _finished(reading)
+            yield _finish(reading.popleft())
     while reading:
-        yield _finished(reading)
+        yield _finish(reading.popleft())
 
 
-def _finished(
-    reading: collections.deque[tuple[mapping.Region, Any]],
-) -> tuple[mapping.Region, np.ndarray]:
-    region, future = reading.popleft()
-    return region, future.result()
+def _finish(reading: _Reading) -> tuple[mapping.Region, np.ndarray]:
+    region, finish = reading
+    return region, finish()

@@ -122,9 +122,10 @@ def _compare_values(report: LeafReport, name: str, left: np.ndarray, right: np.n
     if not num_differing and left.dtype == right.dtype:
         return
     a, b = left.astype(np.float32), right.astype(np.float32)
-    difference = np.abs(a - b)
-    scale = np.maximum(np.abs(a), np.abs(b))
-    relative = difference / np.where(scale == 0, np.float32(1), scale)
+    with np.errstate(invalid="ignore"):  # of infinities
+        difference = np.abs(a - b)
+        scale = np.maximum(np.abs(a), np.abs(b))
+        relative = difference / np.where(scale == 0, np.float32(1), scale)
     report.max_abs = float(np.maximum(report.max_abs, difference.max()))  # NaN stays NaN
     report.max_rel = float(np.maximum(report.max_rel, relative.max()))
 

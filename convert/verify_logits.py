@@ -40,7 +40,7 @@ def compare(a: str | pathlib.Path, b: str | pathlib.Path, *, seed: int = 0) -> L
     if sizes[0] != sizes[1]:
         raise ValueError(f"{a} has {sizes[0]} tokens, {b} has {sizes[1]}: no logits to compare")
     tokens = np.random.default_rng(seed).integers(0, sizes[0], _BATCH, np.int32)
-    first, second = (_log_probabilities(opened, tokens) for opened in sources)
+    first, second = (logits_of(opened, tokens) for opened in sources)
     kl = jnp.sum(jnp.exp(first[1]) * (first[1] - second[1]), axis=-1)
     return LogitsReport(
         max_abs=float(jnp.abs(first[0] - second[0]).max()),
@@ -49,7 +49,7 @@ def compare(a: str | pathlib.Path, b: str | pathlib.Path, *, seed: int = 0) -> L
     )
 
 
-def _log_probabilities(opened: source.Source, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def logits_of(opened: source.Source, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Logits and their log softmax, [B, T, V] each."""
     compute = config.ComputeConfig(compute_dtype="float32", remat="none")
     architecture = dataclasses.replace(opened.model, vocab_multiple=1)

@@ -75,7 +75,7 @@ def tokenize(
         console.print(f"tokenize: {output_dir} is done already", soft_wrap=True)
         return output_dir
     with manifest.discard_on_error(stage):
-        tasks = _tasks(files, tokenizer, output_dir, options)
+        tasks = _tasks(files, tokenizer, stage, options)
         _run_tasks(tasks, _num_processes(files, tasks, options), console)
         _finish(stage, tasks)
     return output_dir
@@ -96,13 +96,14 @@ def _stage(
 def _tasks(
     files: Sequence[pathlib.Path],
     tokenizer: pathlib.Path,
-    output_dir: pathlib.Path,
+    stage: manifest.Stage,
     options: TokenizeOptions,
 ) -> list[tokenize_shard.Task]:
     pieces = corpus.split_into_spans(files, max_rows=options.shard_examples)
     if not pieces:
         raise ValueError(f"{', '.join(map(str, files))}: the corpus is empty, no row to tokenize")
-    parts_dir = output_dir / "parts"
+    of_tokenizer = {k: v for k, v in stage.inputs.items() if k.startswith("tokenizer/")}
+    parts_dir = stage.output_dir / "parts"
     parts_dir.mkdir(exist_ok=True)
     return [
         tokenize_shard.Task(
@@ -110,8 +111,9 @@ def _tasks(
             num_shards=len(pieces),
             spans=tuple(spans),
             tokenizer_dir=tokenizer,
+            tokenizer_digest=manifest.digest_json(of_tokenizer),
             think=options.think,
-            output_dir=output_dir,
+            output_dir=stage.output_dir,
             parts_dir=parts_dir,
         )
         for shard, spans in enumerate(pieces)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from data_pipeline import chat, corpus, records, shards
 
 _BATCH_CHARS = 2 << 20  # of text rendered at a time; two batches live at once
-_BATCH_ROWS = 64
+_BATCH_ROWS = 256
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -48,6 +48,7 @@ class Task:
     num_shards: int
     spans: tuple[corpus.Span, ...]
     tokenizer_dir: pathlib.Path
+    tokenizer_digest: str  # of its files
     think: chat.Think
     output_dir: pathlib.Path
     parts_dir: pathlib.Path
@@ -73,7 +74,7 @@ def run(task: Task) -> int:
     Raises:
         ValueError: naming the file and the row that cannot be used.
     """
-    tokenizer = _tokenizer(task.tokenizer_dir, task.think)
+    tokenizer = _tokenizer(task.tokenizer_dir, task.think, task.tokenizer_digest)
     rows: list[dict[str, Any]] = []
 
     def examples() -> Iterator[records.Example]:
@@ -96,7 +97,8 @@ def use_one_thread() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(tokenizer_dir: pathlib.Path, think: chat.Think) -> chat.ChatTokenizer:
+def _tokenizer(tokenizer_dir: pathlib.Path, think: chat.Think, digest: str) -> chat.ChatTokenizer:
+    """Loaded once a process; `digest` is there to load a folder whose files changed again."""
     return chat.ChatTokenizer(tokenizer_dir, think=think)
 
 

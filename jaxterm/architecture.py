@@ -138,6 +138,11 @@ def from_hf_folder(folder: str | pathlib.Path) -> ModelConfig:
         ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); copy or download it again") from error
+    _require(
+        isinstance(values, dict),
+        f"{path} holds a {type(values).__name__} where a config.json has an object; "
+        "copy or download it again",
+    )
     return from_hf_json(values, str(path))
 
 

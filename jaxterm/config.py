@@ -275,7 +275,9 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
     return result
 
 
-def from_config_dict(values: Mapping[str, Any], schema: type = TrainConfig) -> Any:
+def from_config_dict(
+    values: ml_collections.ConfigDict | Mapping[str, Any], schema: type = TrainConfig
+) -> Any:
     """The frozen dataclass of `schema` that a ConfigDict or a JSON object holds, validated.
 
     Raises:
@@ -298,7 +300,7 @@ def to_json_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _inner_type(hint: Any) -> type:
+def _inner_type(hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         return next(option for option in typing.get_args(hint) if option is not type(None))
     return hint

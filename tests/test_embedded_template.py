@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -58,7 +59,9 @@ def random_conversation(seed):
     messages = [random_message(rng, roles) for _ in range(rng.randint(1, 8))]
     if rng.random() < 0.3:
         messages.insert(0, {"role": "system", "content": "be brief"})
-    options = {"tools": [TOOL] * rng.randint(1, 2)} if rng.random() < 0.3 else {}
+    options: dict[str, Any] = {}
+    if rng.random() < 0.3:
+        options["tools"] = [TOOL] * rng.randint(1, 2)
     options["add_generation_prompt"] = rng.random() < 0.3
     if rng.random() < 0.5:
         options["enable_thinking"] = rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""Every mesh of eight devices computes what one device does, and leaves the state where declared."""
+"""Every mesh of eight devices computes what one does, and leaves the state where declared."""
 
 import functools
 

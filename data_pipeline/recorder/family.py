@@ -21,7 +21,7 @@ DOMAINS = (
     "system_administration",
 )
 DIFFICULTIES = ("easy", "medium", "hard")
-COMMON_TOOLS = ("bash", "grep", "sed", "awk", "sort", "find", "python3")
+COMMON_TOOLS = ("bash", "setsid", "grep", "sed", "awk", "sort", "find", "python3")
 
 Play = Generator[solver.Turn, str, None]
 

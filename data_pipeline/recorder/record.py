@@ -129,9 +129,9 @@ def write(rows: Sequence[dict], path: pathlib.Path) -> None:
 
 def print_summary(rows: Sequence[dict]) -> None:
     """Print sessions, reward, turns and characters for each domain and in all."""
-    table = rich.table.Table(title="recorded sessions")
-    for name in ("domain", "sessions", "mean reward", "complete", "median turns", "median chars"):
-        table.add_column(name, justify="left" if name == "domain" else "right")
+    table = rich.table.Table(title="recorded sessions (reward: mean; turns, characters: median)")
+    for name in ("domain", "sessions", "reward", "complete", "turns", "characters"):
+        table.add_column(name, justify="left" if name == "domain" else "right", no_wrap=True)
     groups = collections.defaultdict(list)
     for row in rows:
         groups[row["domain"]].append(row)
