@@ -11,13 +11,13 @@ from jaxterm import architecture, config
 def get_config():
     """Settings for a laptop."""
     model = architecture.ModelConfig(
-        vocab_size=3072,
-        num_layers=4,
+        vocab_size=2560,
+        num_layers=3,
         embed_dim=128,
         mlp_dim=384,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=64,
         tie_embeddings=True,
     )
     return config.to_config_dict(
@@ -31,9 +31,9 @@ def get_config():
             ),
             data=config.DataConfig(
                 corpus=("embedded",),
-                row_length=2048,
-                global_batch_size=8,
-                epochs=4,
+                row_length=4096,
+                global_batch_size=2,
+                epochs=2,
                 heldout_fraction=0.1,
             ),
             optimizer=config.OptimizerConfig(peak_lr=3e-3),

@@ -139,7 +139,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; its exit code."""
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates what a progress bar shows better
+    logging.set_verbosity(logging.FATAL)  # Orbax logs what is raised, and what the bar shows
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with training
     start = time.monotonic()
     try:

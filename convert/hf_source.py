@@ -98,30 +98,24 @@ def _find_tensors(
 ) -> tuple[dict[str, safetensors_io.Tensor], set[str], list[str]]:
     """The tensors of all files, the names that lie in unreadable ones, and the faults."""
     if (folder / SINGLE_FILE).exists():
-        weight_map = None
-        files = [SINGLE_FILE]
-    elif (folder / INDEX_FILE).exists():
-        weight_map = _read_index(folder / INDEX_FILE)
-        files = sorted(set(weight_map.values()))
-    else:
+        return safetensors_io.read_header(folder / SINGLE_FILE), set(), []
+    if not (folder / INDEX_FILE).exists():
         raise ValueError(
             f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; only safetensors are read: "
             "download them, or save the model again with transformers"
         )
+    weight_map = _read_index(folder / INDEX_FILE)
     tensors: dict[str, safetensors_io.Tensor] = {}
     unreadable: set[str] = set()
     faults: list[str] = []
-    for file in files:
+    for file in sorted(set(weight_map.values())):
         try:
             found = _read_shard(folder, file)
         except ValueError as error:
             faults.append(str(error))
-            unreadable |= {name for name, at in (weight_map or {}).items() if at == file}
-            if weight_map is None:
-                raise
+            unreadable |= {name for name, at in weight_map.items() if at == file}
             continue
-        if weight_map is not None:
-            faults += _compare_with_index(file, found, weight_map)
+        faults += _compare_with_index(file, found, weight_map)
         tensors |= found
     return tensors, unreadable, faults
 

@@ -52,7 +52,11 @@ def save(
         params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         config=ocp.JsonCheckpointHandler(checkpoint.CONFIG_FILE),
     )
-    with ocp.Checkpointer(handler) as checkpointer:
+    # The calling process writes alone: in a run of several, the others are not here to meet it.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(
             folder.resolve(),
             args=ocp.args.Composite(
@@ -94,14 +98,23 @@ async def _write(value: StreamedLeaf, info: ocp.type_handlers.ParamInfo) -> None
         process_index=0,
     )  # fmt: skip
     array = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-    pending: collections.deque[Any] = collections.deque()
+    pending: collections.deque[ts.WriteFutures] = collections.deque()
     for region in mapping.grid(value.shape, chunk):
         data = value.read(region)
         if len(pending) == _MAX_PENDING:
-            await pending.popleft()
+            await _finish(pending.popleft(), info)
         pending.append(
             array[mapping.slices(region)].write(data, can_reference_source_data_indefinitely=True)
         )
         del data
     while pending:
-        await pending.popleft()
+        await _finish(pending.popleft(), info)
+
+
+async def _finish(writing: ts.WriteFutures, info: ocp.type_handlers.ParamInfo) -> None:
+    try:
+        await writing
+    except (ValueError, OSError) as error:
+        raise OSError(
+            f"{info.name} cannot be written ({error}); is the disk full, or a quota reached?"
+        ) from error

@@ -11,7 +11,7 @@ on from a step number on any number of hosts.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -138,32 +138,21 @@ class Plan:
             at += num
         return arrays
 
-    def read_batch(self, step: int, *, process_index: int = 0, process_count: int = 1) -> Batch:
-        """The part of process `process_index` of the global batch of a step.
+    def read_batch(self, step: int, *, rows: Sequence[int] | None = None) -> Batch:
+        """Rows of the global batch of a step: all, or those in `rows`, in that order.
 
         Returns:
-            int32 [global_batch_size / process_count, T] arrays.
+            int32 [len(rows), T] arrays.
 
         Raises:
             IndexError: there is no such step.
-            ValueError: the processes do not divide the batch; or a shard cannot be read.
+            ValueError: a shard cannot be read.
         """
-        num = rows_per_process(self, process_count)
-        first = step * self.global_batch_size + process_index * num
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of a plan of {self.num_steps} steps")
-        rows = [self.read_row(row) for row in range(first, first + num)]
-        return {name: np.stack([row[name] for row in rows]) for name in FIELDS}
-
-
-def rows_per_process(plan: Plan, process_count: int) -> int:
-    """Rows of a global batch that one process reads; ValueError where they are not equal."""
-    if plan.global_batch_size % process_count:
-        raise ValueError(
-            f"global_batch_size={plan.global_batch_size} of {plan.folder} must be a multiple of "
-            f"the number of processes, {process_count}; plan with another --global_batch_size"
-        )
-    return plan.global_batch_size // process_count
+        wanted = range(self.global_batch_size) if rows is None else rows
+        read = [self.read_row(step * self.global_batch_size + row) for row in wanted]
+        return {name: np.stack([row[name] for row in read]) for name in FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,16 +161,15 @@ class _RowSource:
 
     plan: Plan
     start_step: int
-    process_index: int
-    num_rows: int  # a step
+    rows: tuple[int, ...]  # of every global batch
 
     def __len__(self) -> int:
-        return (self.plan.num_steps - self.start_step) * self.num_rows
+        return (self.plan.num_steps - self.start_step) * len(self.rows)
 
     def __getitem__(self, i: int) -> Batch:
-        step, row = divmod(int(i), self.num_rows)
+        step, at = divmod(int(i), len(self.rows))
         first = (self.start_step + step) * self.plan.global_batch_size
-        return self.plan.read_row(first + self.process_index * self.num_rows + row)
+        return self.plan.read_row(first + self.rows[at])
 
     def __repr__(self) -> str:
         return f"rows of {self.plan.folder} from step {self.start_step}"
@@ -207,8 +195,7 @@ def make_loader(
     plan: Plan,
     *,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int = 4,
 ) -> Loader:
@@ -217,29 +204,29 @@ def make_loader(
     Args:
         plan: an opened plan.
         start_step: the `step` of an earlier loader resumes it, whatever its other arguments.
-        process_index: of the process among `process_count`, each of which reads a contiguous,
-            equal part of the rows of each global batch.
-        process_count: number of processes.
+        rows: which rows of each global batch this process reads; all of them unless given.
         num_workers: Grain processes that read rows ahead; 0 reads in threads of this one.
         num_threads: threads that read rows, of each worker.
 
     Raises:
-        ValueError: a step outside of the plan, or processes that do not divide the batch.
+        ValueError: a step outside of the plan, or rows outside of a batch.
     """
     if not 0 <= start_step <= plan.num_steps:
         raise ValueError(f"start_step={start_step} is outside of the plan's {plan.num_steps} steps")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must be in [0, {process_count})")
-    num_rows = rows_per_process(plan, process_count)
-    source: Any = _RowSource(plan, start_step, process_index, num_rows)
+    wanted = tuple(range(plan.global_batch_size) if rows is None else rows)
+    if not wanted or not set(wanted) <= set(range(plan.global_batch_size)):
+        raise ValueError(
+            f"rows={list(wanted)} must be some of the {plan.global_batch_size} rows of a batch"
+        )
+    source: Any = _RowSource(plan, start_step, wanted)
     if len(source) == 0:
         return Loader(iter(()), start_step)
-    rows = grain.MapDataset.source(source)
+    dataset = grain.MapDataset.source(source)
     reads = grain.ReadOptions(
         num_threads=num_threads,
         prefetch_buffer_size=max(2, num_threads),  # batches
     )
-    batches = rows.batch(num_rows, drop_remainder=True).to_iter_dataset(reads)
+    batches = dataset.batch(len(wanted), drop_remainder=True).to_iter_dataset(reads)
     if num_workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return Loader(iter(batches), start_step)

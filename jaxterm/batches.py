@@ -21,7 +21,7 @@ def iterate(
     """
     rows = rows_of_process(mesh, plan.global_batch_size)
     local_batches = loader.make_loader(
-        plan, start_step=first_step, num_workers=num_workers
+        plan, start_step=first_step, rows=rows, num_workers=num_workers
     )
     for local in local_batches:
         yield place(local, rows, mesh, plan.global_batch_size), local

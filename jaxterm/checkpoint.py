@@ -62,7 +62,7 @@ class Checkpointer:
         self._manager.save(
             progress.step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
+                params=ocp.args.StandardSave(params, save_args=jax.tree.map(_chunked, params)),
                 optimizer=ocp.args.StandardSave(optimizer),
                 progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 config=ocp.args.JsonSave(config_values(run.model, run)),
@@ -145,6 +145,11 @@ def load_params(step_dir: epath.PathLike, abstract_params: model.Params) -> mode
         stored = checkpointer.metadata(folder).item_metadata
         _check_same_tree(folder, dict(stored), abstract_params)
         return checkpointer.restore(folder, abstract_params)
+
+
+def _chunked(_: jax.Array) -> ocp.SaveArgs:
+    """Pieces small enough for a converter that never holds a whole array."""
+    return ocp.SaveArgs(chunk_byte_size=64 * 2**20)
 
 
 def _check_same_tree(folder: epath.Path, stored: Any, wanted: model.Params) -> None:

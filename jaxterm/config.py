@@ -115,6 +115,7 @@ class DataConfig:
     curriculum: Literal["mixed", "in_order", "short_to_long", "two_stage"] = "mixed"
     first_sources: tuple[str, ...] = ()  # of the first stage of two_stage
     trajectory_filter: Literal["none", "complete", "success"] = "none"
+    bad_rows: Literal["error", "remove"] = "error"  # malformed, or without an assistant turn
     heldout_fraction: float = 0.0  # of the tasks, whole tasks at a time
     num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process
 

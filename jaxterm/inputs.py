@@ -130,7 +130,9 @@ def _prepared_dir(
         return pathlib.Path(data.prepared_dir)
     options = prepare.PrepareOptions(
         curation=curate.CurateOptions(
-            trajectory_filter=data.trajectory_filter, heldout_fraction=data.heldout_fraction
+            trajectory_filter=data.trajectory_filter,
+            bad_rows=data.bad_rows,
+            heldout_fraction=data.heldout_fraction,
         ),
         tokenization=tokenize.TokenizeOptions(think=data.think),
         planning=plan.PlanOptions(

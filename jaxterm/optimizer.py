@@ -8,7 +8,8 @@ from jaxterm import config, model
 
 def make_schedule(settings: config.OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Learning rate of each step: linear from 0 to the peak, then half a cosine to the end."""
-    warmup_steps = round(settings.warmup_fraction * num_steps)
+    # At least one step is left to the cosine.
+    warmup_steps = min(round(settings.warmup_fraction * num_steps), num_steps - 1)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else settings.peak_lr,
         peak_value=settings.peak_lr,

@@ -132,7 +132,7 @@ def _token_losses(run: config.TrainConfig, params: model.Params, batch: Batch):
 def _accumulate(
     run: config.TrainConfig, params: model.Params, batch: Batch, total: Int[Array, ""]
 ) -> tuple[Float[Array, ""], model.Params]:
-    """Loss and float32 gradients of the global batch, one micro-batch after another."""
+    """Loss and gradients of the global batch, micro-batch after micro-batch, summed in float32."""
 
     def share_of_loss(params: model.Params, part: Batch) -> Float[Array, ""]:
         return _token_losses(run, params, part)[0].sum() / total
@@ -147,7 +147,9 @@ def _accumulate(
         return jax.value_and_grad(share_of_loss)(params, batch)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), params))
     parts = {name: _deal(x, num_parts) for name, x in batch.items()}
-    return jax.lax.scan(add, zeros, parts)[0]
+    mean_loss, grads = jax.lax.scan(add, zeros, parts)[0]
+    # Back to the dtype that one micro-batch gives: the optimizer's state takes it over.
+    return mean_loss, jax.tree.map(lambda grad, p: grad.astype(p.dtype), grads, params)
 
 
 def _deal(x: Int[Array, "B T"], num_parts: int) -> Int[Array, "parts rows T"]:

@@ -1,5 +1,6 @@
 """Tiny decoders and batches of packed rows that several test files build on."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -109,3 +110,18 @@ def moments(state):
         return hasattr(x, "mu")
 
     return next(x for x in jax.tree.leaves(state, is_leaf=has_moments) if has_moments(x))
+
+
+_compiles = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration_s, **_: _compiles.append(event)
+)
+
+
+@contextlib.contextmanager
+def at_most_compiles(number: int):
+    """Fails when XLA compiles more often than this in the block."""
+    before = len(_compiles)
+    yield
+    events = [event for event in _compiles[before:] if event.endswith("backend_compile_duration")]
+    assert len(events) <= number, f"compiled {len(events)} times"

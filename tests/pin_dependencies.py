@@ -1,6 +1,6 @@
 """Write the versions that uv.lock holds into pyproject.toml's constraint-dependencies.
 
-    uv lock --upgrade && uv run python tests/pin_dependencies.py
+uv lock --upgrade && uv run python tests/pin_dependencies.py
 """
 
 import pathlib
@@ -18,7 +18,9 @@ def main() -> None:
         if "registry" in package["source"]:
             versions.setdefault(package["name"], set()).add(package["version"])
     # A package locked at two versions (for two platforms) is left to the resolver.
-    pins = [f'    "{name}=={only}",\n' for name, (only, *more) in sorted(versions.items()) if not more]
+    pins = [
+        f'    "{name}=={only}",\n' for name, (only, *more) in sorted(versions.items()) if not more
+    ]
     path = ROOT / "pyproject.toml"
     text = path.read_text()
     pattern = re.escape(BEGIN) + r"(?:    .*\n)*" + re.escape(END)

@@ -68,7 +68,7 @@ def test_flag_gives_what_the_file_says(parsed):
 def test_overrides_reach_every_kind_of_setting(parsed):
     settings = parsed(
         "--config.optimizer.peak_lr=1",  # a whole number for a float
-        "--config.data.corpus=a.parquet,b.jsonl",
+        "--config.data.corpus=('a.parquet', 'b.jsonl')",
         "--config.data.row_length=4096",
         "--config.compute.remat=dots",
         "--config.export.enabled=false",

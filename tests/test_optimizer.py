@@ -60,7 +60,8 @@ def test_schedule_is_that_of_transformers():
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
     scheduler = transformers.get_cosine_schedule_with_warmup(theirs, 5, 50)
     for step in range(50):
-        assert float(schedule(step)) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-5)
+        # float32's rounding of 1 + cos: relative to the peak, not to what is left near the end.
+        assert float(schedule(step)) == pytest.approx(scheduler.get_last_lr()[0], abs=3e-4 * 2e-7)
         theirs.step()
         scheduler.step()
 
