@@ -48,13 +48,18 @@ def save(
         (jax.Array, ocp.type_handlers.ArrayHandler()),  # no leaf is one; Orbax asks for it
         (StreamedLeaf, _StreamHandler()),
     )
-    handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        config=ocp.JsonCheckpointHandler(checkpoint.CONFIG_FILE),
-    )
     # The calling process writes alone: in a run of several, the others are not here to meet it.
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(), active_processes={jax.process_index()}
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="convert",
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        params=ocp.PyTreeCheckpointHandler(
+            type_handler_registry=registry, multiprocessing_options=alone
+        ),
+        config=ocp.JsonCheckpointHandler(checkpoint.CONFIG_FILE, multiprocessing_options=alone),
     )
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(
