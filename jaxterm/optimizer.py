@@ -3,7 +3,7 @@
 import jax
 import optax
 
-from jaxterm import config, model
+from jaxterm import config
 
 
 def make_schedule(settings: config.OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -35,7 +35,7 @@ def make_optimizer(
     return optax.chain(clip, adamw) if settings.max_grad_norm > 0 else adamw
 
 
-def decay_mask(params: model.Params) -> model.Params:
+def decay_mask(params: optax.Params) -> optax.Params:
     """True for the parameters that decay: all but the scales of norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) != "scale", params
