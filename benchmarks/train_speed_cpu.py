@@ -6,10 +6,12 @@
 A step is forward, backward, clipping and AdamW in float32. torch runs in every way that computes
 the same loss: the packed rows under a block-diagonal mask (what transformers makes of positions
 that restart), one sequence at a time (no mask, its fastest attention kernel), and a padded batch
-of sequences; each eager and compiled. The best of them counts. Before any timing all losses must
-agree. Rounds alternate between the contestants, so that a slow minute slows all of them.
+of sequences; each eager and compiled. The best of them counts. All losses must agree to 1e-4. Each
+contestant is a process of its own; rounds alternate between them, so that a slow minute slows all.
+Run it on a machine with nothing else to do: OpenMP's threads spin.
 """
 
+import multiprocessing
 import os
 import platform
 import statistics
@@ -23,14 +25,16 @@ import numpy as np
 import torch
 import transformers
 from absl import app, flags
-from rich import console, table
+from rich import console, progress, table
 
 from convert import mapping
 from jaxterm import architecture, config, model, sharding, train_step
 
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed steps of each contestant.")
 _PACKING = flags.DEFINE_enum("packing", "all", ["all", "drawn", "one"], "Which batch to train.")
-_CONTESTANTS = flags.DEFINE_list("only", [], "Names of the contestants to run; empty: all.")
+_ONLY = flags.DEFINE_list("only", [], "Parts of the names of the contestants to run; empty: all.")
+
+_WARM_UP = 2  # rounds that are not timed
 
 ROWS, LENGTH = 4, 2048
 MODEL = architecture.ModelConfig(
@@ -83,7 +87,9 @@ def next_token_targets(batch: dict[str, np.ndarray]) -> np.ndarray:
 def make_jaxterm_step(batch: dict[str, np.ndarray], weights: dict[str, np.ndarray], remat) -> Step:
     run = config.TrainConfig(
         model=MODEL,
-        compute=config.ComputeConfig(compute_dtype="float32", remat=remat),
+        compute=config.ComputeConfig(
+            compute_dtype="float32", remat=remat, attention_block=128, loss_chunk_tokens=128
+        ),
         data=config.DataConfig(row_length=LENGTH, global_batch_size=ROWS),
         mesh=config.MeshConfig(),
         optimizer=OPTIMIZER,
@@ -187,43 +193,68 @@ def padded_parts(batch: dict[str, np.ndarray]) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": pad("input_ids", 0), "targets": pad("targets", -100)}]
 
 
-def make_contestants(batch: dict[str, np.ndarray]) -> dict[str, Step]:
-    weights = {name: p.detach().numpy().copy() for name, p in make_torch_model().named_parameters()}
-    steps: dict[str, Callable[[], Step]] = {
-        f"jaxterm, remat {remat}": lambda remat=remat: make_jaxterm_step(batch, weights, remat)
-        for remat in ("none", "full")
-    }
-    cuts = {"packed": packed_parts, "single": single_parts, "padded": padded_parts}
-    for name, cut in cuts.items():
-        for compiled in (False, True):
-            steps[f"torch {name}, {'compiled' if compiled else 'eager'}"] = (
-                lambda cut=cut, compiled=compiled: make_torch_step(cut(batch), compiled=compiled)
-            )
-    wanted = _CONTESTANTS.value or [""]
-    return {name: make() for name, make in steps.items() if any(w in name for w in wanted)}
+# How each way for torch cuts the batch into the parts whose gradients it sums.
+CUTS = {"packed": packed_parts, "single": single_parts, "padded": padded_parts}
+
+CONTESTANTS = (
+    *(f"jaxterm, remat {remat}" for remat in ("none", "dots", "full")),
+    *(f"torch {cut}, {mode}" for cut in CUTS for mode in ("eager", "compiled")),
+)
+
+
+def make_step(name: str, packing: str) -> Step:
+    batch = draw_batch(draw_segment_ids(packing))
+    contestant, *_, way = name.split()
+    if contestant == "jaxterm,":
+        weights = {key: p.detach().numpy() for key, p in make_torch_model().named_parameters()}
+        return make_jaxterm_step(batch, weights, way)
+    cut = CUTS[name.split()[1].rstrip(",")]
+    return make_torch_step(cut(batch), compiled=way == "compiled")
+
+
+def serve(connection, name: str, packing: str) -> None:
+    """In a process of its own: a step and its seconds for every message, until None."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    step = make_step(name, packing)
+    while connection.recv() is not None:
+        start = time.perf_counter()
+        loss = step()
+        connection.send((loss, time.perf_counter() - start))
+
+
+def run_in_turns(names: list[str], packing: str, num_rounds: int) -> dict[str, np.ndarray]:
+    """Name -> loss and seconds of every round, [num_rounds, 2]; one process works at a time."""
+    spawn = multiprocessing.get_context("spawn")
+    ends = {}
+    for name in names:
+        ends[name], theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(theirs, name, packing), daemon=True).start()
+    rounds = {name: [] for name in names}
+    for _ in progress.track(range(num_rounds), description=f"packing {packing}"):
+        for name, end in ends.items():
+            end.send("step")
+            rounds[name].append(end.recv())
+    for end in ends.values():
+        end.send(None)
+    return {name: np.array(values) for name, values in rounds.items()}
 
 
 def compare(packing: str, screen: console.Console) -> None:
-    """Check the losses, time the contestants in turns, print a table."""
-    segment_ids = draw_segment_ids(packing)
-    steps = make_contestants(draw_batch(segment_ids))
-    losses = {}
-    for name, step in steps.items():
-        start = time.perf_counter()
-        losses[name] = [step() for _ in range(3)]
-        screen.print(f"{name}: first steps {time.perf_counter() - start:.1f} s", style="dim")
-    expected = next(iter(losses.values()))
-    for name, values in losses.items():
-        difference = max(abs(a - b) for a, b in zip(values, expected, strict=True))
-        if difference > 1e-4:
-            raise RuntimeError(f"{name} computes other losses: {values}, not {expected}")
-    seconds = {name: [] for name in steps}
-    for _ in range(_ROUNDS.value):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    show(packing, int((np.diff(segment_ids, axis=1) != 0).sum()) + ROWS, seconds, screen)
+    """Time the contestants in turns, check that their losses agree, print a table."""
+    names = [
+        name
+        for name in CONTESTANTS
+        if any(part in name for part in _ONLY.value or ["torch", "jax"])
+    ]
+    # The first rounds compile, and torch.compile meets every length.
+    rounds = run_in_turns(names, packing, _WARM_UP + _ROUNDS.value)
+    expected = rounds[names[0]][:, 0]
+    for name, values in rounds.items():
+        if np.abs(values[:, 0] - expected).max() > 1e-4:
+            raise RuntimeError(f"{name} computes other losses: {values[:, 0]}, not {expected}")
+    seconds = {name: values[_WARM_UP:, 1].tolist() for name, values in rounds.items()}
+    num_segments = int((np.diff(draw_segment_ids(packing), axis=1) != 0).sum()) + ROWS
+    show(packing, num_segments, seconds, screen)
 
 
 def show(
@@ -245,7 +276,6 @@ def show(
 
 
 def main(_):
-    torch.set_num_threads(os.cpu_count() or 1)
     screen = console.Console(width=100)
     screen.print(
         f"jax {jax.__version__}, torch {torch.__version__}, transformers "

@@ -36,7 +36,7 @@ def get_config():
                 epochs=2,
                 heldout_fraction=0.1,
             ),
-            optimizer=config.OptimizerConfig(peak_lr=3e-3),
+            optimizer=config.OptimizerConfig(peak_lr=3e-3, num_micro_batches=2),
             log=config.LogConfig(eval_every_steps=50, checkpoint_every_steps=50),
             export=config.ExportConfig(dtype="float32"),
         )

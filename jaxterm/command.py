@@ -43,6 +43,9 @@ def run(main: Callable[[config.TrainConfig, pathlib.Path], int | None]) -> None:
             sys.exit(f"error: {error}")
         sys.exit(code)
 
+    # --help of the entry point shows the flags that are declared here.
+    flags.disclaim_key_flags()
+    flags.adopt_module_key_flags(sys.modules[__name__])
     flags.mark_flag_as_required("config")
     app.run(guarded)
 

@@ -29,7 +29,7 @@ def main(run: config.TrainConfig, workdir: pathlib.Path) -> None:
     params = checkpoint.load_params(step_dir, model.abstract_params(run.model, run.compute, mesh))
     means = heldout.HeldoutLoss(run, ready.heldout, mesh)(params)
     if distributed.is_first():
-        _show(means, title=f"Held-out loss of {step_dir}")
+        _show(means, title=f"Held-out loss, {workdir.name} after step {step_dir.name}")
 
 
 def _show(means: dict[str, float], *, title: str) -> None:

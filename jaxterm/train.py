@@ -6,7 +6,6 @@
     python -m jaxterm.train --config=configs/8b.py --config.optimizer.peak_lr=1e-5
 
 A run is its folder: with a checkpoint in it the same command goes on where it stopped.
-Read `main` top to bottom; every phase is a call.
 """
 
 import json

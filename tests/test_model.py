@@ -97,8 +97,8 @@ def test_logits_and_gradients_are_the_golden_ones(variant, goldens):
     assert sorted(lines) == sorted(name for name in stored if name.split()[0] == variant)
     for name, values in lines.items():
         # A gradient's line begins with its norm: values are judged by the size of the whole.
-        np.testing.assert_allclose(values, stored[name], rtol=0,
-                                   atol=2e-5 * np.abs(stored[name]).max(), err_msg=name)  # fmt: skip
+        atol = 2e-5 * np.abs(stored[name]).max()
+        np.testing.assert_allclose(values, stored[name], rtol=0, atol=atol, err_msg=name)
 
 
 def test_bfloat16_computes_the_same_within_its_precision():
