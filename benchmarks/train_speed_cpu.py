@@ -100,7 +100,7 @@ def make_jaxterm_step(batch: dict[str, np.ndarray], weights: dict[str, np.ndarra
         lambda path, leaf: jax.device_put(_stacked(path, weights).reshape(leaf.shape),
                                           leaf.sharding), placed
     )  # fmt: skip
-    train = train_step.jit_train_step(run, NUM_STEPS)
+    train = train_step.jit_train_step(run, mesh, NUM_STEPS)
     on_device = jax.device_put(batch, sharding.named_sharding(mesh, "batch", "length"))
     with jax.set_mesh(mesh):
         state = train_step.init_state(run, mesh, params, NUM_STEPS)
@@ -125,8 +125,10 @@ def make_torch_model() -> torch.nn.Module:
     torch.manual_seed(0)
     values = architecture.to_hf_json(MODEL)
     del values["model_type"]
-    settings = transformers.Qwen3Config(**values, use_cache=False, attn_implementation="sdpa")
-    return transformers.Qwen3ForCausalLM(settings).train()
+    settings = transformers.Qwen3Config(**values, use_cache=False)
+    return transformers.AutoModelForCausalLM.from_config(
+        settings, attn_implementation="sdpa"
+    ).train()
 
 
 def make_torch_step(parts: list[dict[str, torch.Tensor]], *, compiled: bool) -> Step:

@@ -199,11 +199,9 @@ def _backward(block: int, residuals, d_out: Float[Array, "K G T H"]):
             d_logits = (weights * (d_weights - correction_i[..., None])).astype(dtype)
             weights = weights.astype(dtype)
             d_q += jnp.einsum("KGqk,KkH->KGqH", d_logits, k, preferred_element_type=jnp.float32)
-            # Sums over queries give [H, k], so that the tile is not transposed but the result.
-            d_k_j = jnp.einsum("KGqk,KGqH->KHk", d_logits, q, preferred_element_type=jnp.float32)
-            d_v_j = jnp.einsum("KGqk,KGqH->KHk", weights, d_out_i,
+            d_k_j = jnp.einsum("KGqk,KGqH->KkH", d_logits, q, preferred_element_type=jnp.float32)
+            d_v_j = jnp.einsum("KGqk,KGqH->KkH", weights, d_out_i,
                                preferred_element_type=jnp.float32)  # fmt: skip
-            d_k_j, d_v_j = d_k_j.swapaxes(1, 2), d_v_j.swapaxes(1, 2)
             return d_q, _add_at(d_k, j, d_k_j, block), _add_at(d_v, j, d_v_j, block)
 
         d_q = jnp.zeros(q.shape, jnp.float32)

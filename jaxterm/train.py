@@ -89,7 +89,7 @@ def _train(
     first_step = int(state.step)
     reports = report.Report(run, workdir, first_step=first_step, num_steps=num_steps)
     evaluate = heldout.HeldoutLoss(run, ready.heldout, mesh) if ready.heldout else None
-    step_function = train_step.jit_train_step(run, num_steps)
+    step_function = train_step.jit_train_step(run, mesh, num_steps)
     rows = batches.iterate(
         ready.train, mesh, first_step=first_step, num_workers=run.data.num_workers
     )

@@ -5,7 +5,6 @@ losses are sums over loss tokens divided by the number of loss tokens of the who
 that micro-batches, hosts and shards change nothing but rounding.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -158,7 +157,17 @@ def _deal(x: Int[Array, "B T"], num_parts: int) -> Int[Array, "parts rows T"]:
 
 
 def jit_train_step(
-    run: config.TrainConfig, num_steps: int
+    run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`make_train_step`, compiled on first use; the state it is given is used up."""
-    return functools.partial(jax.jit, donate_argnums=0)(make_train_step(run, num_steps))
+    """`make_train_step`, compiled once, on first use; the state it is given is used up.
+
+    The next state lies as the first one does. Were that left to the compiler, the second step
+    would be another program, and a resumed run would not repeat what the first one computed.
+    """
+    abstract = abstract_state(run, mesh, num_steps)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(
+        make_train_step(run, num_steps),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.named_sharding(mesh)),
+    )

@@ -12,7 +12,11 @@ from jaxterm import architecture, checkpoint, config, model, sharding, train_ste
 MODEL = architecture.ModelConfig(
     vocab_size=64, num_layers=2, embed_dim=16, mlp_dim=32, num_heads=4, num_kv_heads=2, head_dim=8
 )
-RUN = config.TrainConfig(model=MODEL, data=config.DataConfig(row_length=16, global_batch_size=8))
+RUN = config.TrainConfig(
+    model=MODEL,
+    compute=config.ComputeConfig(compute_dtype="float32"),
+    data=config.DataConfig(row_length=16, global_batch_size=8),
+)
 NUM_STEPS = 10
 
 

@@ -32,7 +32,7 @@ def train(sizes, micro_batches=1):
         packed_rows.random_params(0, model.abstract_params(run.model, run.compute)),
         abstract.params,
     )
-    step = train_step.jit_train_step(run, NUM_STEPS)
+    step = train_step.jit_train_step(run, mesh, NUM_STEPS)
     placed = sharding.named_sharding(mesh, "batch", "length")
     records = []
     with jax.set_mesh(mesh):

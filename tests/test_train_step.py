@@ -102,7 +102,7 @@ def state_after(run, batches, *, num_steps=10):
     mesh = one_device_mesh()
     placed = model.abstract_params(run.model, run.compute, mesh)
     params = jax.tree.map(lambda x, at: jax.device_put(x, at.sharding), tiny_params(run), placed)
-    step = train_step.jit_train_step(run, num_steps)
+    step = train_step.jit_train_step(run, mesh, num_steps)
     with jax.set_mesh(mesh):
         state = train_step.init_state(run, mesh, params, num_steps)
         state, metrics = step(state, batches[0])
@@ -162,12 +162,15 @@ def test_metrics_are_those_of_the_batch():
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_bfloat16_parameters_keep_the_dtypes_of_the_state(micro_batches):
+def test_bfloat16_runs_and_keeps_the_dtypes_of_the_state(micro_batches):
     run = packed_rows.tiny_run(
-        rows=4, length=16, micro_batches=micro_batches, param_dtype="bfloat16"
-    )
+        rows=4, length=16, micro_batches=micro_batches,
+        param_dtype="bfloat16", compute_dtype="bfloat16",
+    )  # fmt: skip
     batch = packed_rows.random_batch(1, rows=4, length=16, longest=8)
-    state, _ = state_after(run, [batch, batch])
+    state, metrics = state_after(run, [batch, batch])
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
     abstract = train_step.abstract_state(run, one_device_mesh(), 10)
     found, declared = ([x.dtype for x in jax.tree.leaves(s)] for s in (state, abstract))
     assert found == declared
