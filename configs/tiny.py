@@ -27,7 +27,6 @@ def get_config():
             compute=config.ComputeConfig(
                 compute_dtype="float32",
                 remat="none",
-                attention_block=128,
             ),
             data=config.DataConfig(
                 corpus=("embedded",),

@@ -50,7 +50,7 @@ class ComputeConfig:
     compute_dtype: DType = "bfloat16"
     remat: RematPolicy = "full"  # what a block keeps for its backward pass: all, products, nothing
     attention: Literal["auto", "reference", "blockwise"] = "auto"
-    attention_block: int = 256  # tokens a side of one tile of blockwise attention
+    attention_block: int = 128  # tokens a side of one tile of blockwise attention
     loss_chunk_tokens: int = 1024  # positions of a row whose logits exist at one time
 
     def __post_init__(self):
@@ -312,5 +312,6 @@ def _value_from(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_config_dict(value, hint)
     if typing.get_origin(hint) is tuple and value is not None:
-        return tuple(value)
+        # `--config.data.corpus=a,b` arrives as one string.
+        return tuple(part for item in value for part in str(item).split(",") if part)
     return value

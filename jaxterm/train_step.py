@@ -102,7 +102,8 @@ def make_eval_step(
         losses, targets = _token_losses(run, params, batch)
         counted = targets != loss.IGNORED
         one_hot = jax.nn.one_hot(groups, num_groups) * counted[..., None]
-        return jnp.einsum("BT,BTG->G", losses, one_hot), one_hot.sum((0, 1))
+        # Not a product of matrices, which a TPU would round to bfloat16.
+        return (losses[..., None] * one_hot).sum((0, 1)), one_hot.sum((0, 1))
 
     return eval_step
 

@@ -92,6 +92,10 @@ def test_one_corpus_is_a_tuple_of_one(parsed):
     assert parsed("--config.data.corpus=embedded").data.corpus == ("embedded",)
 
 
+def test_commas_separate_corpora(parsed):
+    assert parsed("--config.data.corpus=a.parquet,b").data.corpus == ("a.parquet", "b")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
