@@ -24,7 +24,7 @@ from jaxterm import config, metrics
 from jaxterm import train as train_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# One thread: how XLA deals a product to several may change its last bit when the machine is busy.
+# One XLA thread: with several, on a busy machine, two undisturbed runs once differed in a last bit.
 ONE_THREAD = os.environ | {"NPROC": "1"}
 SMALL = (
     "--config.model.embed_dim=32", "--config.model.mlp_dim=64", "--config.model.num_layers=2",
