@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
 
 _PADDED_QUERY = -1  # segment ids of what is added to fill the last tile: they meet nobody
 _PADDED_KEY = -2
@@ -124,17 +125,13 @@ def _slice(x: Array, tile: Int[Array, ""], block: int, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, tile * block, block, axis)
 
 
-def _tile_logits(
-    row: _Row, i: Int[Array, ""], j: Int[Array, ""], block: int
-) -> Float[Array, "K G q k"]:
-    """Logits of query tile i on key tile j, -inf where a query does not see a key."""
-    q, k = _slice(row.q, i, block, 2), _slice(row.k, j, block, 1)
-    logits = jnp.einsum("KGqH,KkH->KGqk", q, k, preferred_element_type=jnp.float32)
+def _visible(row: _Row, i: Int[Array, ""], j: Int[Array, ""], block: int) -> Bool[Array, "q k"]:
+    """Which keys of tile j each query of tile i sees."""
     position = jnp.arange(block)
     past = (row.offset + i * block + position)[:, None] >= (j * block + position)[None, :]
     segment_q = _slice(row.segment_ids_q, i, block, 0)
     segment_k = _slice(row.segment_ids_k, j, block, 0)
-    return jnp.where(past & (segment_q[:, None] == segment_k[None, :]), logits, -jnp.inf)
+    return past & (segment_q[:, None] == segment_k[None, :])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -149,17 +146,19 @@ def _forward(block: int, row: _Row):
     tile_shape = (num_kv_heads, num_groups, block)
 
     def query_tile(i):
+        q = _slice(row.q, i, block, 2)
+
         def key_tile(j, carry):
             out, total, peak = carry
-            logits = _tile_logits(row, i, j, block)
+            k, v = _slice(row.k, j, block, 1), _slice(row.v, j, block, 1)
+            logits = _matmul("KGqH,KkH->KGqk", q, k)
+            logits = jnp.where(_visible(row, i, j, block), logits, -jnp.inf)
             new_peak = jnp.maximum(peak, logits.max(axis=-1))
             # A query that has met no key of its own yet has a peak of -inf: keep exp finite.
             shift = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
             weights = jnp.exp(logits - shift[..., None])
             decay = jnp.exp(peak - shift)
-            v = _slice(row.v, j, block, 1)
-            update = jnp.einsum("KGqk,KkH->KGqH", weights.astype(v.dtype), v,
-                                preferred_element_type=jnp.float32)  # fmt: skip
+            update = _matmul("KGqk,KkH->KGqH", weights, v)
             return out * decay[..., None] + update, total * decay + weights.sum(-1), new_peak
 
         start = (
@@ -175,43 +174,55 @@ def _forward(block: int, row: _Row):
         return out.astype(row.q.dtype), jnp.where(met, peak + jnp.log(safe_total), jnp.inf)
 
     out, log_total = jax.lax.map(query_tile, jnp.arange(first.shape[0]))
-    out = jnp.moveaxis(out, 0, 2).reshape(row.q.shape)
+    # Named for the remat policies: kept, the backward pass does not repeat this one.
+    out = checkpoint_name(jnp.moveaxis(out, 0, 2).reshape(row.q.shape), "attention")
     log_total = jnp.moveaxis(log_total, 0, 2).reshape(row.q.shape[:3])
+    log_total = checkpoint_name(log_total, "attention")
     return out, (row, out, log_total)
 
 
 def _backward(block: int, residuals, d_out: Float[Array, "K G T H"]):
-    """Gradients of the row's q, k, v, in one pass over the visited tiles."""
+    """Gradients of the row's q, k, v, in one pass over the visited tiles.
+
+    A tile is keys by queries here, and the gradient of q is gathered as [K, H, G, q]: so none of
+    the five products needs a transposed copy of a tile.
+    """
     row, out, log_total = residuals
     first, end = _tile_bounds(row.segment_ids_q, row.segment_ids_k, row.offset, block)
     correction = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1)
-    dtype = row.q.dtype
 
     def query_tile(carry, i):
         q, d_out_i = _slice(row.q, i, block, 2), _slice(d_out, i, block, 2)
-        log_total_i, correction_i = (_slice(x, i, block, 2) for x in (log_total, correction))
+        log_total_i, correction_i = (
+            _slice(x, i, block, 2)[:, None] for x in (log_total, correction)
+        )
 
         def key_tile(j, carry):
             d_q, d_k, d_v = carry
             k, v = _slice(row.k, j, block, 1), _slice(row.v, j, block, 1)
-            weights = jnp.exp(_tile_logits(row, i, j, block) - log_total_i[..., None])
-            d_weights = jnp.einsum("KGqH,KkH->KGqk", d_out_i, v, preferred_element_type=jnp.float32)
-            d_logits = (weights * (d_weights - correction_i[..., None])).astype(dtype)
-            weights = weights.astype(dtype)
-            d_q += jnp.einsum("KGqk,KkH->KGqH", d_logits, k, preferred_element_type=jnp.float32)
-            d_k_j = jnp.einsum("KGqk,KGqH->KkH", d_logits, q, preferred_element_type=jnp.float32)
-            d_v_j = jnp.einsum("KGqk,KGqH->KkH", weights, d_out_i,
-                               preferred_element_type=jnp.float32)  # fmt: skip
-            return d_q, _add_at(d_k, j, d_k_j, block), _add_at(d_v, j, d_v_j, block)
+            visible = _visible(row, i, j, block).T[None, :, None, :]
+            logits = jnp.where(visible, _matmul("KkH,KGqH->KkGq", k, q), -jnp.inf)
+            weights = jnp.exp(logits - log_total_i)
+            d_weights = _matmul("KkH,KGqH->KkGq", v, d_out_i)
+            d_logits = weights * (d_weights - correction_i)
+            d_q += _matmul("KkH,KkGq->KHGq", k, d_logits)
+            d_k = _add_at(d_k, j, _matmul("KkGq,KGqH->KkH", d_logits, q), block)
+            d_v = _add_at(d_v, j, _matmul("KkGq,KGqH->KkH", weights, d_out_i), block)
+            return d_q, d_k, d_v
 
-        d_q = jnp.zeros(q.shape, jnp.float32)
+        d_q = jnp.zeros((q.shape[0], q.shape[3], q.shape[1], block), jnp.float32)
         d_q, d_k, d_v = jax.lax.fori_loop(first[i], end[i], key_tile, (d_q, *carry))
-        return (d_k, d_v), d_q.astype(dtype)
+        return (d_k, d_v), d_q.transpose(0, 2, 3, 1).astype(row.q.dtype)
 
     start = (jnp.zeros(row.k.shape, jnp.float32), jnp.zeros(row.v.shape, jnp.float32))
     (d_k, d_v), d_q = jax.lax.scan(query_tile, start, jnp.arange(first.shape[0]))
     d_q = jnp.moveaxis(d_q, 0, 2).reshape(row.q.shape)
     return (_Row(d_q, d_k.astype(row.k.dtype), d_v.astype(row.v.dtype), None, None, None),)
+
+
+def _matmul(dims: str, x: Array, y: Array) -> Array:
+    # CPUs have no product of bfloat16 tiles; converting them costs little beside it.
+    return jnp.einsum(dims, x.astype(jnp.float32), y.astype(jnp.float32))
 
 
 def _add_at(x: Float[Array, "K S H"], tile: Int[Array, ""], update: Array, block: int) -> Array:

@@ -3,15 +3,15 @@
 Legend: B batch, T tokens, D embed, V vocab (padded), C shards of the length, I positions of a
 chunk on each.
 
-The logits of one chunk of every row are computed, reduced to one loss a token, and computed again
-in the backward pass: memory is B x chunk x V instead of B x T x V.
+The logits of one chunk of every row are computed and reduced at once, to a loss a token or to their
+share of the gradients: memory is B x chunk x V instead of B x T x V.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxterm import sharding
 
@@ -40,6 +40,32 @@ def next_tokens(
     return jnp.where(wanted, following(tokens), IGNORED)
 
 
+def sum_of_losses(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    *,
+    vocab_size: int,
+    chunk_tokens: int,
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Cross-entropy in nats over all targets, and the number of targets.
+
+    Where it is differentiated, each chunk's gradients are taken while its logits are there: the
+    head is multiplied three times a token instead of four, and nothing is computed again.
+
+    Args:
+        hidden: the decoder's output, in the compute dtype.
+        head: one row a token; rows from `vocab_size` on are padding and get no probability.
+        targets: ids below `vocab_size`, or IGNORED.
+        vocab_size: of the tokenizer and model, padding not counted.
+        chunk_tokens: positions of a row whose logits exist at one time.
+    """
+    # Gathered once, here, and kept for all chunks; its gradient is reduced once too.
+    head = sharding.constrain(head.astype(hidden.dtype), "vocab", None)
+    total = _sum_of_losses((vocab_size, chunk_tokens), hidden, head, targets)
+    return total, (targets != IGNORED).sum()
+
+
 def token_losses(
     hidden: Float[Array, "B T D"],
     head: Float[Array, "V D"],
@@ -50,27 +76,59 @@ def token_losses(
 ) -> Float[Array, "B T"]:
     """Cross-entropy in nats of each target, in float32; 0 where the target is IGNORED.
 
-    Args:
-        hidden: the decoder's output, in the compute dtype.
-        head: one row a token; rows from `vocab_size` on are padding and get no probability.
-        targets: ids below `vocab_size`, or IGNORED.
-        vocab_size: of the tokenizer and model, padding not counted.
-        chunk_tokens: positions of a row whose logits exist at one time.
+    For evaluation: a gradient of it keeps all logits. Arguments as in `sum_of_losses`.
     """
-    rows, length, dim = hidden.shape
-    shards = sharding.axis_size("context")
-    chunk = _largest_divisor(length // shards, at_most=max(chunk_tokens // shards, 1))
-    # A chunk takes a piece of every shard of the length, so that no shard waits for another.
-    x_BCnID = hidden.reshape(rows, shards, -1, chunk, dim)
-    targets_BCnI = targets.reshape(rows, shards, -1, chunk)
-    # Gathered once, here, and kept for all chunks; its gradient is reduced once too.
     head = sharding.constrain(head.astype(hidden.dtype), "vocab", None)
-    chunk_losses = functools.partial(_chunk_losses, head, vocab_size)
-    losses_nBCI = jax.lax.map(
-        lambda piece: jax.checkpoint(chunk_losses)(*piece),
-        (jnp.moveaxis(x_BCnID, 2, 0), jnp.moveaxis(targets_BCnI, 2, 0)),
+    losses = jax.lax.map(
+        lambda piece: _chunk_losses(head, vocab_size, *piece)[0],
+        (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens)),
     )
-    return jnp.moveaxis(losses_nBCI, 0, 2).reshape(rows, length)
+    return _from_chunks(losses)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_of_losses(
+    sizes: tuple[int, int],
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+) -> Float[Array, ""]:
+    vocab_size, chunk_tokens = sizes
+    return token_losses(
+        hidden, head, targets, vocab_size=vocab_size, chunk_tokens=chunk_tokens
+    ).sum()
+
+
+def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array):
+    """The sum, and its gradients: in the dtype of `hidden`, and in float32 as [D, V]."""
+    vocab_size, chunk_tokens = sizes
+
+    def chunk(d_head, piece):
+        x, wanted = piece
+        losses, logits, log_total = _chunk_losses(head, vocab_size, x, wanted)
+        hits = jnp.arange(head.shape[0]).reshape(1, 1, 1, -1) == wanted[..., None]
+        d_logits = jnp.exp(logits - log_total[..., None]) - hits
+        d_logits = jnp.where((wanted == IGNORED)[..., None], 0.0, d_logits).astype(x.dtype)
+        d_x = jnp.einsum("BCIV,VD->BCID", d_logits, head)
+        # As [D, V], so that no copy of the logits' gradient has to be transposed.
+        d_head += jnp.einsum("BCID,BCIV->DV", x, d_logits, preferred_element_type=jnp.float32)
+        return sharding.constrain(d_head, None, "vocab"), (losses.sum(), d_x)
+
+    d_head, (sums, d_hidden) = jax.lax.scan(
+        chunk,
+        jnp.zeros(head.shape[::-1], jnp.float32),
+        (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens)),
+    )
+    return sums.sum(), (_from_chunks(d_hidden), d_head)
+
+
+def _backward(sizes: tuple[int, int], gradients: tuple[Array, Array], scale: Float[Array, ""]):
+    d_hidden, d_head = gradients
+    d_hidden = (d_hidden * scale).astype(d_hidden.dtype)
+    return d_hidden, (d_head * scale).T.astype(d_hidden.dtype), None
+
+
+_sum_of_losses.defvjp(_forward, _backward)
 
 
 def _chunk_losses(
@@ -78,7 +136,8 @@ def _chunk_losses(
     vocab_size: int,
     x: Float[Array, "B C I D"],
     targets: Int[Array, "B C I"],
-) -> Float[Array, "B C I"]:
+) -> tuple[Float[Array, "B C I"], Float[Array, "B C I V"], Float[Array, "B C I"]]:
+    """Losses, logits and the log of the sum of their exponentials, in float32."""
     x = sharding.constrain(x, "batch", "length", None, None)
     logits = jnp.einsum("BCID,VD->BCIV", x, head, preferred_element_type=jnp.float32)
     logits = sharding.constrain(logits, "batch", "length", None, "vocab")
@@ -86,8 +145,24 @@ def _chunk_losses(
     logits = jnp.where(token < vocab_size, logits, -jnp.inf)
     # A sum over a comparison, not a gather: the vocabulary may be cut over devices.
     at_target = jnp.where(token == targets[..., None], logits, 0.0).sum(-1)
-    losses = jax.nn.logsumexp(logits, axis=-1) - at_target
-    return jnp.where(targets == IGNORED, 0.0, losses)
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(targets == IGNORED, 0.0, log_total - at_target), logits, log_total
+
+
+def _to_chunks(x: Array, chunk_tokens: int) -> Shaped[Array, "chunks B C I *dims"]:
+    """[B, T, ...] cut into chunks, each of a piece of every shard of the length.
+
+    So no shard waits for another while a chunk is computed.
+    """
+    shards = sharding.axis_size("context")
+    chunk = _largest_divisor(x.shape[1] // shards, at_most=max(chunk_tokens // shards, 1))
+    return jnp.moveaxis(x.reshape(x.shape[0], shards, -1, chunk, *x.shape[2:]), 2, 0)
+
+
+def _from_chunks(x: Shaped[Array, "chunks B C I *dims"]) -> Array:
+    """The inverse of `_to_chunks`."""
+    x = jnp.moveaxis(x, 0, 2)
+    return x.reshape(x.shape[0], -1, *x.shape[4:])
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

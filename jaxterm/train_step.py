@@ -99,7 +99,9 @@ def make_eval_step(
     """
 
     def eval_step(params: model.Params, batch: Batch, groups: Int[Array, "B T"]):
-        losses, targets = _token_losses(run, params, batch)
+        hidden, head, targets = _decode(run, params, batch)
+        with jax.named_scope("loss"):
+            losses = loss.token_losses(hidden, head, targets, **_loss_sizes(run))
         counted = targets != loss.IGNORED
         one_hot = jax.nn.one_hot(groups, num_groups) * counted[..., None]
         # Not a product of matrices, which a TPU would round to bfloat16.
@@ -114,19 +116,21 @@ def num_loss_tokens(batch: Batch) -> Int[Array, ""]:
     return jnp.maximum((targets != loss.IGNORED).sum(), 1)
 
 
-def _token_losses(run: config.TrainConfig, params: model.Params, batch: Batch):
+def _decode(
+    run: config.TrainConfig, params: model.Params, batch: Batch
+) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], Int[Array, "B T"]]:
+    """Hidden states, the head that makes logits of them, and the targets."""
     decoder = model.with_params(run.model, run.compute, params)
     hidden = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
     targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
-    with jax.named_scope("loss"):
-        losses = loss.token_losses(
-            hidden,
-            decoder.head,
-            targets,
-            vocab_size=run.model.vocab_size,
-            chunk_tokens=run.compute.loss_chunk_tokens,
-        )
-    return losses, targets
+    return hidden, decoder.head, targets
+
+
+def _loss_sizes(run: config.TrainConfig) -> dict[str, int]:
+    return {
+        "vocab_size": run.model.vocab_size,
+        "chunk_tokens": run.compute.loss_chunk_tokens,
+    }
 
 
 def _accumulate(
@@ -135,7 +139,9 @@ def _accumulate(
     """Loss and gradients of the global batch, micro-batch after micro-batch, summed in float32."""
 
     def share_of_loss(params: model.Params, part: Batch) -> Float[Array, ""]:
-        return _token_losses(run, params, part)[0].sum() / total
+        hidden, head, targets = _decode(run, params, part)
+        with jax.named_scope("loss"):
+            return loss.sum_of_losses(hidden, head, targets, **_loss_sizes(run))[0] / total
 
     def add(carry, part: Batch):
         part = {name: sharding.constrain(x, "batch", "length") for name, x in part.items()}

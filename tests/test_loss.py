@@ -43,6 +43,24 @@ def naive_sum(hidden, head, targets):
 token_losses = functools.partial(loss.token_losses, vocab_size=VOCAB)
 
 
+def total(hidden, head, targets, chunk_tokens):
+    return loss.sum_of_losses(
+        hidden, head, targets, vocab_size=VOCAB, chunk_tokens=chunk_tokens
+    )[0]
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 20, 1000])
+def test_sum_and_count_are_those_of_plain_loops(chunk_tokens):
+    hidden, head, targets = random_inputs(6)
+    value, count = loss.sum_of_losses(
+        hidden, head, targets, vocab_size=VOCAB, chunk_tokens=chunk_tokens
+    )
+    differentiated, _ = jax.value_and_grad(total)(hidden, head, targets, chunk_tokens)
+    expected = cross_entropy_by_loops(hidden, head, targets)
+    np.testing.assert_allclose([value, differentiated], expected.sum(), rtol=1e-6)
+    assert int(count) == (expected != 0).sum()
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 20, 1000])
 def test_losses_are_those_of_plain_loops(chunk_tokens):
     inputs = random_inputs(0)
@@ -51,20 +69,31 @@ def test_losses_are_those_of_plain_loops(chunk_tokens):
     np.testing.assert_allclose(losses, cross_entropy_by_loops(*inputs), rtol=2e-6, atol=2e-6)
 
 
-def test_gradients_are_those_of_the_naive_form():
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 20, 1000])
+def test_gradients_are_those_of_the_naive_form(chunk_tokens):
     hidden, head, targets = random_inputs(1)
-
-    def total(hidden, head):
-        return token_losses(hidden, head, targets, chunk_tokens=4).sum()
-
-    ours = jax.grad(total, (0, 1))(hidden, head)
-    expected = jax.grad(naive_sum, (0, 1))(hidden, head, targets)
+    # A factor after the sum, as the number of loss tokens is, reaches both gradients.
+    ours = jax.grad(lambda *x: 0.3 * total(*x, targets, chunk_tokens), (0, 1))(hidden, head)
+    expected = jax.grad(lambda *x: 0.3 * naive_sum(*x, targets), (0, 1))(hidden, head)
     for actual, wanted in zip(ours, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=2e-6 * float(jnp.abs(wanted).max()))
     ignored = np.asarray(targets) == loss.IGNORED
     assert not np.asarray(ours[0])[ignored].any()
     assert np.asarray(ours[0])[~ignored].any(axis=-1).all()
     assert not np.asarray(ours[1])[VOCAB:].any()
+
+
+def test_bfloat16_gradients_are_the_exact_ones_within_their_precision():
+    """The head's gradient is summed over chunks in float32: many chunks lose nothing."""
+    hidden, head, targets = random_inputs(7, rows=4, length=256, dtype="bfloat16")
+    exact = hidden.astype(jnp.float32), head.astype(jnp.bfloat16).astype(jnp.float32)
+    ours = jax.grad(lambda *x: total(*x, targets, 2), (0, 1))(hidden, head)
+    expected = jax.grad(naive_sum, (0, 1))(*exact, targets)
+    assert [x.dtype for x in ours] == [jnp.bfloat16, jnp.float32]
+    eps = float(jnp.finfo(jnp.bfloat16).eps)
+    for actual, wanted in zip(ours, expected, strict=True):
+        error = jnp.abs(actual.astype(jnp.float32) - wanted).max() / jnp.abs(wanted).max()
+        assert float(error) < 2 * eps
 
 
 def test_padding_of_the_vocabulary_gets_no_probability():
@@ -79,7 +108,7 @@ def test_padding_of_the_vocabulary_gets_no_probability():
 def test_huge_logits_stay_finite():
     hidden, head, targets = random_inputs(3)
     losses, gradient = jax.value_and_grad(
-        lambda x: token_losses(x, head, targets, chunk_tokens=5).sum()
+        lambda x: total(x, head, targets, 5)
     )(hidden * 1e4)
     assert np.isfinite(losses)
     assert np.isfinite(gradient).all()
@@ -99,10 +128,11 @@ def test_all_logits_never_exist(length):
     rows, chunk = 2, 4
     hidden, head, targets = random_inputs(5, rows=rows, length=length)
 
-    def total(hidden, head):
-        return token_losses(hidden, head, targets, chunk_tokens=chunk).sum()
-
-    shapes = jaxpr_shapes.intermediate_shapes(jax.grad(total, (0, 1)), hidden, head)
+    shapes = jaxpr_shapes.intermediate_shapes(
+        jax.grad(lambda *x: total(*x, targets, chunk), (0, 1)), hidden, head
+    ) | jaxpr_shapes.intermediate_shapes(
+        lambda *x: token_losses(*x, targets, chunk_tokens=chunk), hidden, head
+    )
     with_vocab = [np.prod(shape) for shape in shapes if PADDED_VOCAB in shape]
     assert max(with_vocab) <= max(rows * chunk, DIM) * PADDED_VOCAB
     naive = jaxpr_shapes.intermediate_shapes(

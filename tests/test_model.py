@@ -42,11 +42,11 @@ def our_results(variant):
         decoder = model.with_params(shape, compute, params)
         hidden = decoder(tokens, positions, segment_ids)
         targets = loss.next_tokens(tokens, segment_ids, loss_mask)
-        losses = loss.token_losses(
+        total, count = loss.sum_of_losses(
             hidden, decoder.head, targets, vocab_size=shape.vocab_size, chunk_tokens=32
         )
         logits = jnp.einsum("BTD,VD->BTV", hidden, decoder.head)
-        return losses.sum() / (targets >= 0).sum(), logits
+        return total / count, logits
 
     (mean_loss, logits), gradients = jax.jit(loss_and_logits)(params)
     return {"logits": np.asarray(logits), "loss": float(mean_loss),

@@ -21,14 +21,26 @@ def tiny_params(run, seed=0):
     return packed_rows.random_params(seed, model.abstract_params(run.model, run.compute))
 
 
-def token_losses(run, params, batch):
-    """Cross-entropy of each position through model and loss."""
+def decode(run, params, batch):
+    """Hidden states, head and targets: what a loss is made of."""
     decoder = model.with_params(run.model, run.compute, params)
     hidden = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
     targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    return hidden, decoder.head, targets
+
+
+def token_losses(run, params, batch):
+    """Cross-entropy of each position through model and loss."""
     return loss.token_losses(
-        hidden, decoder.head, targets, vocab_size=run.model.vocab_size, chunk_tokens=8
+        *decode(run, params, batch), vocab_size=run.model.vocab_size, chunk_tokens=8
     )
+
+
+def sum_of_losses(run, params, batch):
+    """What is trained: cross-entropy of the whole batch."""
+    return loss.sum_of_losses(
+        *decode(run, params, batch), vocab_size=run.model.vocab_size, chunk_tokens=8
+    )[0]
 
 
 def unpacked(batch):
@@ -55,7 +67,7 @@ def test_packed_is_the_sum_of_unpacked(attention):
 
     @jax.jit
     def total(params, batch):
-        return jax.value_and_grad(lambda p: token_losses(run, p, batch).sum())(params)
+        return jax.value_and_grad(lambda p: sum_of_losses(run, p, batch))(params)
 
     packed_loss, packed_gradients = total(params, batch)
     # Conversation after conversation, so that nothing of one could reach another.
