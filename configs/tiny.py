@@ -24,10 +24,8 @@ def get_config():
         config.TrainConfig(
             model=model,
             start=config.StartConfig(random=True),
-            compute=config.ComputeConfig(
-                compute_dtype="float32",
-                remat="none",
-            ),
+            compute=config.ComputeConfig(compute_dtype="float32", remat="dots"),
+            mesh=config.MeshConfig(data=-1, fsdp=1, num_cpu_devices=2),
             data=config.DataConfig(
                 corpus=("embedded",),
                 row_length=4096,
@@ -35,7 +33,7 @@ def get_config():
                 epochs=2,
                 heldout_fraction=0.1,
             ),
-            optimizer=config.OptimizerConfig(peak_lr=3e-3, num_micro_batches=2),
+            optimizer=config.OptimizerConfig(peak_lr=3e-3),
             log=config.LogConfig(eval_every_steps=50, checkpoint_every_steps=50),
             export=config.ExportConfig(dtype="float32"),
         )

@@ -73,6 +73,7 @@ class MeshConfig:
     context: int = 1  # the length of a row
     tensor: int = 1  # heads, mlp and vocabulary
     num_slices: int = 1  # pods joined by the data-centre network; divides `data`
+    num_cpu_devices: int = 1  # a CPU works as so many devices: cores share the rows, not each tile
 
     def __post_init__(self):
         sizes = {name: getattr(self, name) for name in ("data", "fsdp", "context", "tensor")}
@@ -81,7 +82,9 @@ class MeshConfig:
         _require(
             list(sizes.values()).count(-1) <= 1, f"config.mesh {sizes}: only one axis may be -1"
         )
-        _require(self.num_slices > 0, f"config.mesh.num_slices={self.num_slices} must be positive")
+        for name in ("num_slices", "num_cpu_devices"):
+            value = getattr(self, name)
+            _require(value > 0, f"config.mesh.{name}={value} must be positive")
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Mesh axis -> size on `num_devices` devices; ValueError where they do not fit."""

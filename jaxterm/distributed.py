@@ -19,9 +19,17 @@ _CLUSTER_VARIABLES = (
     "JOBSET_NAME", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri",
 )  # fmt: skip
 
+_UNSET = -1  # jax's own default of jax_num_cpu_devices
 
-def start() -> None:
-    """Join the other processes of the run, if the environment says that there are any."""
+
+def start(num_cpu_devices: int = 1) -> None:
+    """Join the other processes of the run, if the environment says that there are any.
+
+    Args:
+        num_cpu_devices: of this process where it computes on its CPU; JAX_NUM_CPU_DEVICES wins.
+    """
+    if jax.config.jax_num_cpu_devices == _UNSET and num_cpu_devices > 1:
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     if jax.distributed.is_initialized():
         return
     if not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):

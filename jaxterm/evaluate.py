@@ -16,7 +16,7 @@ from jaxterm import checkpoint, command, config, distributed, heldout, inputs, m
 
 def main(run: config.TrainConfig, workdir: pathlib.Path) -> None:
     """Print the held-out loss of the newest checkpoint in `workdir`."""
-    distributed.start()
+    distributed.start(run.mesh.num_cpu_devices)
     sizes = config.validate_on_devices(run, jax.device_count())
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices)
     step_dir = checkpoint.find_step_dir(workdir)

@@ -186,8 +186,9 @@ class Qwen3(nnx.Module):
             x = sharding.constrain(table[tokens], "batch", "length", None)
         cos_sin = rope.rotation(positions, self.model)
 
+        # A scan's backward loop is another loop: nothing could be merged across them by CSE.
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        @functools.partial(nnx.remat, policy=REMAT_POLICIES[self.compute.remat])
+        @functools.partial(nnx.remat, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
         def run_block(x, block):
             return block(x, segment_ids, cos_sin)
 

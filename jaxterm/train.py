@@ -32,7 +32,7 @@ from jaxterm import (
 
 def main(run: config.TrainConfig, workdir: pathlib.Path) -> int:
     """Train as `run` says in `workdir`; 0 when done, command.STOPPED when told to stop before."""
-    distributed.start()
+    distributed.start(run.mesh.num_cpu_devices)
     sizes = config.validate_on_devices(run, jax.device_count())
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices)
     distributed.once("settings", lambda: _write_settings(run, workdir))

@@ -44,9 +44,7 @@ token_losses = functools.partial(loss.token_losses, vocab_size=VOCAB)
 
 
 def total(hidden, head, targets, chunk_tokens):
-    return loss.sum_of_losses(
-        hidden, head, targets, vocab_size=VOCAB, chunk_tokens=chunk_tokens
-    )[0]
+    return loss.sum_of_losses(hidden, head, targets, vocab_size=VOCAB, chunk_tokens=chunk_tokens)[0]
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 20, 1000])
@@ -107,9 +105,7 @@ def test_padding_of_the_vocabulary_gets_no_probability():
 
 def test_huge_logits_stay_finite():
     hidden, head, targets = random_inputs(3)
-    losses, gradient = jax.value_and_grad(
-        lambda x: total(x, head, targets, 5)
-    )(hidden * 1e4)
+    losses, gradient = jax.value_and_grad(lambda x: total(x, head, targets, 5))(hidden * 1e4)
     assert np.isfinite(losses)
     assert np.isfinite(gradient).all()
 
