@@ -23,6 +23,7 @@ from jaxterm import (
     distributed,
     heldout,
     inputs,
+    model_card,
     report,
     sharding,
     summary,
@@ -139,6 +140,8 @@ def _finish(run: config.TrainConfig, workdir: pathlib.Path, ready: inputs.Inputs
         )  # fmt: skip
         _check_export(step_dir, hf_dir)
     values = summary.write(workdir, ready, settings=config.to_json_dict(run), hf_dir=hf_dir)
+    if hf_dir is not None:
+        model_card.write(values, workdir)
     summary.show(values, workdir)
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import huggingface_hub
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -24,8 +25,6 @@ from jaxterm import config, metrics
 from jaxterm import train as train_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# One XLA thread: with several, on a busy machine, two undisturbed runs once differed in a last bit.
-ONE_THREAD = os.environ | {"NPROC": "1"}
 SMALL = (
     "--config.model.embed_dim=32", "--config.model.mlp_dim=64", "--config.model.num_layers=2",
     "--config.model.num_heads=2", "--config.model.num_kv_heads=1", "--config.model.head_dim=16",
@@ -41,7 +40,7 @@ def command(workdir: pathlib.Path, *options: str) -> list[str]:
 
 def train(workdir: pathlib.Path, *options: str, check: bool = True, **environment: str):
     result = subprocess.run(
-        command(workdir, *options), cwd=ROOT, env=ONE_THREAD | environment,
+        command(workdir, *options), cwd=ROOT, env=os.environ | environment,
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert not check or result.returncode == 0, result.stderr
@@ -88,6 +87,15 @@ def test_metrics_have_what_the_issue_names(whole):
         assert np.isfinite(record[name]), name
 
 
+def test_the_model_card_is_one_that_the_hub_reads(whole):
+    card = huggingface_hub.ModelCard.load(whole / "hf" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    summary = json.loads((whole / "summary.json").read_text())
+    assert f"{summary['heldout_loss']:.4f}" in card.text
+    assert summary["plan_hash"] in card.text
+
+
 def test_the_same_command_again_changes_nothing(whole):
     before = {path: path.stat().st_mtime_ns for path in (whole / "hf").iterdir()}
     result = train(whole, "--config.max_steps=6")
@@ -100,7 +108,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     """SIGTERM after some step: it saves, says so with its exit code, and goes on from there."""
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        command(workdir, "--config.max_steps=6"), cwd=ROOT, env=ONE_THREAD,
+        command(workdir, "--config.max_steps=6"), cwd=ROOT,
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for_step(workdir, 1, process)
@@ -116,7 +124,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     """SIGKILL in the middle: the last complete checkpoint is the one it goes on from."""
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        command(workdir, "--config.max_steps=6"), cwd=ROOT, env=ONE_THREAD,
+        command(workdir, "--config.max_steps=6"), cwd=ROOT,
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for_step(workdir, 3, process)
