@@ -1,14 +1,14 @@
 """Recording: sessions of Terminus 2's form, repeatable, written whole, with honest rewards."""
 
+import collections
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sandboxes
+import transcript
 
 from data_pipeline.recorder import (
     family,
@@ -18,20 +18,8 @@ from data_pipeline.recorder import (
     screen,
     session,
     slips,
-    terminal,
 )
 
-
-def usable(sandbox):
-    try:
-        isolation.check_sandbox(sandbox)
-    except ValueError:
-        return False
-    return True
-
-
-# Where bubblewrap is missing these tests run without isolation.
-SANDBOX = "bwrap" if usable("bwrap") else "none"
 SEED = 11
 
 
@@ -42,7 +30,9 @@ def manner(**changes):
 
 def play(name, number=0, **changes):
     chosen = family.load_all()[name]
-    return session.play(chosen, number, seed=SEED, sandbox=SANDBOX, manner=manner(**changes))
+    return session.play(
+        chosen, number, seed=SEED, sandbox=sandboxes.SANDBOX, manner=manner(**changes)
+    )
 
 
 def replies(row):
@@ -105,11 +95,15 @@ def test_a_garbled_reply_is_answered_with_the_parsers_complaint_and_sent_again()
     assert row["reward"] == 1.0
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_every_way_of_garbling_breaks_the_json(seed):
+def test_every_way_of_garbling_breaks_the_json():
     reply = replies(play("bump_version"))[0]
-    broken, reason = garble.garble(reply, random.Random(seed))
-    assert broken.startswith("<think>") and reason.startswith("Invalid JSON: ")
+    drawn = {garble.garble(reply, random.Random(seed)) for seed in range(30)}
+    assert len({broken for broken, _ in drawn}) == 4
+    for broken, reason in drawn:
+        assert broken.startswith("<think>")
+        with pytest.raises(json.JSONDecodeError) as raised:
+            json.loads(broken.rpartition("</think>\n\n")[2])
+        assert reason == f"Invalid JSON: {raised.value}"
 
 
 def test_a_slip_shows_a_real_error_and_is_put_right():
@@ -120,13 +114,18 @@ def test_a_slip_shows_a_real_error_and_is_put_right():
     assert row["reward"] == 1.0
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_slips_touch_only_commands_that_change_nothing(seed):
-    rng = random.Random(seed)
-    for line in ("rm data.txt", "sort a.txt > b.txt", "cat x && rm x", "sed -i s/a/b/ f.txt"):
-        assert slips.draw(line, rng) is None
-    slip = slips.draw("cat numbers.txt", rng)
-    assert slip is None or slip.line != "cat numbers.txt"
+@pytest.mark.parametrize(
+    "line", ["rm data.txt", "sort a.txt > b.txt", "cat x && rm x", "sed -i s/a/b/ f.txt"]
+)
+def test_commands_that_may_change_something_are_not_mistyped(line):
+    assert all(slips.draw(line, random.Random(seed)) is None for seed in range(20))
+
+
+def test_slips_of_every_kind_are_drawn():
+    drawn = [slips.draw("cat numbers.txt", random.Random(seed)) for seed in range(40)]
+    assert all(slip is not None and slip.line != "cat numbers.txt" for slip in drawn)
+    kinds = collections.Counter(slip.kind for slip in drawn)
+    assert set(kinds) == {"word", "path", "flag"} and min(kinds.values()) >= 5
 
 
 def test_every_slip_really_fails(tmp_path):
@@ -136,7 +135,7 @@ def test_every_slip_really_fails(tmp_path):
     drawn = [slips.draw(line, random.Random(i)) for line in lines for i in range(8)]
     mistyped = {slip for slip in drawn if slip is not None}
     assert len(mistyped) > 20
-    with isolation.make_world({"numbers.txt": "1\n2\n"}, sandbox=SANDBOX) as world:
+    with isolation.make_world({"numbers.txt": "1\n2\n"}, sandbox=sandboxes.SANDBOX) as world:
         script = "\n".join(
             f"{slip.line} >/dev/null 2>&1 && echo '{slip.line}'" for slip in mistyped
         )
@@ -148,32 +147,42 @@ def test_a_session_cut_short_is_not_complete():
     assert len(replies(row)) == 2 and not row["complete"]
 
 
-@pytest.mark.skipif(SANDBOX == "none", reason="without bubblewrap the folder's name is random")
+@sandboxes.needs_bwrap  # without it the folder's name is random
 @pytest.mark.parametrize("name", ["git_branch_commit", "endless_loop"])
 def test_the_same_seed_records_the_same_session(name):
     drawn = family.load_all()[name]
-    rows = [session.play(drawn, 5, seed=SEED, sandbox=SANDBOX) for _ in range(2)]
+    rows = [session.play(drawn, 5, seed=SEED, sandbox=sandboxes.SANDBOX) for _ in range(2)]
     assert rows[0] == rows[1]
-    assert session.play(drawn, 6, seed=SEED, sandbox=SANDBOX) != rows[0]
+    assert session.play(drawn, 6, seed=SEED, sandbox=sandboxes.SANDBOX) != rows[0]
 
 
-def test_observations_are_what_the_terminal_said(monkeypatch):
-    outputs = []
-    real = terminal.Terminal.read
+@sandboxes.needs_bwrap  # without it the folder's name is random
+@pytest.mark.parametrize(
+    "name", ["rotate_logs", "login_shells", "write_function", "shortest_route"]
+)
+def test_observations_are_what_another_terminal_shows(name):
+    row = play(name, slip=True)
+    typed = [c["keystrokes"] for reply in replies(row) for c in body(reply)["commands"]]
+    task = family.load_all()[name].make(random.Random(f"{SEED}/{name}/0"))
+    with isolation.make_world(task.files, sandbox="bwrap") as world:
+        shown = transcript.of(world, "".join(typed))
+    assert shown.count("\n") >= 10 and observed(row) == shown
 
-    def read(self):
-        outputs.append(real(self))
-        return outputs[-1]
 
-    monkeypatch.setattr(terminal.Terminal, "read", read)
-    row = play("rotate_logs")
-    assert len(outputs) == len(heard(row))
-    assert all(out in text for out, text in zip(outputs, heard(row), strict=True))
+def observed(row):
+    """All that a session's messages show of the screen, as one text."""
+    first, *rest = heard(row)
+    screens = [first.partition("Current terminal state:\n")[2]]
+    for text in rest:  # the framing: a heading before, a blank line and the question behind
+        screens.append(text.partition("Terminal Output:\n")[2] or text.partition("state:\n")[2])
+    screens[-1] = screens[-1].rpartition("\n\n")[0]
+    # Each begins with the prompt that the one before ends with.
+    return "".join(screen.rstrip()[: screen.rstrip().rfind("\n") + 1] for screen in screens)
 
 
 def test_record_writes_the_schema_in_order_and_leaves_nothing_partial(tmp_path):
-    families = record.choose_families(["fill_gaps", "disk_report"], sandbox=SANDBOX)
-    rows = record.record(families, num_sessions=5, seed=2, sandbox=SANDBOX, num_workers=2)
+    families = record.choose_families(["fill_gaps", "disk_report"], sandbox=sandboxes.SANDBOX)
+    rows = record.record(families, num_sessions=5, seed=2, sandbox=sandboxes.SANDBOX, num_workers=2)
     assert [row["task"][:-4] for row in rows] == ["fill_gaps", "disk_report"] * 2 + ["fill_gaps"]
     path = tmp_path / "deep" / "s.parquet"
     record.write(rows, path)
@@ -192,7 +201,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_unknown_families_and_missing_tools_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"unknown names: nope; known are .*fill_gaps"):
-        record.choose_families(["fill_gaps", "nope"], sandbox=SANDBOX)
+        record.choose_families(["fill_gaps", "nope"], sandbox=sandboxes.SANDBOX)
     odd = family.Family(
         name="odd",
         domain="security",
@@ -202,38 +211,21 @@ def test_unknown_families_and_missing_tools_are_refused(monkeypatch):
     )
     monkeypatch.setitem(family._REGISTRY, "odd", odd)
     with pytest.raises(ValueError, match="odd needs nosuchtool"):
-        record.choose_families(["odd"], sandbox=SANDBOX)
-    assert "odd" not in [one.name for one in record.choose_families([], sandbox=SANDBOX)]
+        record.choose_families(["odd"], sandbox=sandboxes.SANDBOX)
+    assert "odd" not in [one.name for one in record.choose_families([], sandbox=sandboxes.SANDBOX)]
 
 
-def command(*arguments, **environment):
-    run = [sys.executable, "-m", "data_pipeline.recorder", *arguments]
-    env = os.environ | environment
-    return subprocess.run(run, capture_output=True, text=True, check=False, env=env)
+def test_more_sessions_than_numbers_are_refused():
+    families = record.choose_families(["fill_gaps", "disk_report"], sandbox=sandboxes.SANDBOX)
+    with pytest.raises(ValueError, match=r"--sessions=2001 must be at most 1000 .* 2000 for"):
+        record.record(families, num_sessions=2001, seed=2, sandbox=sandboxes.SANDBOX, num_workers=1)
 
 
-@pytest.mark.skipif(SANDBOX == "none", reason="without bubblewrap the folder's name is random")
-def test_two_recordings_of_every_family_are_the_same_bytes(tmp_path):
-    sessions = f"--sessions={len(family.load_all())}"
-    for hash_seed, workers in (("1", 1), ("2", 3)):
-        out = f"--output={tmp_path / hash_seed}"
-        done = command(out, sessions, f"--num_workers={workers}", PYTHONHASHSEED=hash_seed)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+def test_a_shell_that_fails_names_the_session_and_the_way_out(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no prompt within 30 s: ''")
 
-
-def test_the_command_records_and_prints_the_table(tmp_path):
-    out = tmp_path / "s.parquet"
-    done = command(
-        f"--output={out}", "--sessions=3", f"--sandbox={SANDBOX}", "--families=fill_gaps"
-    )
-    assert done.returncode == 0, done.stderr
-    assert pq.read_metadata(out).num_rows == 3
-    assert "reward" in done.stdout and "1 families" in done.stdout
-
-
-def test_a_user_error_is_one_line_and_leaves_no_file(tmp_path):
-    out = tmp_path / "s.parquet"
-    done = command(f"--output={out}", "--families=nope", f"--sandbox={SANDBOX}")
-    assert done.returncode == 1 and not out.exists()
-    assert done.stderr.startswith("error: --families=nope") and done.stderr.count("\n") == 1
+    monkeypatch.setattr(session, "play", fail)
+    families = record.choose_families(["fill_gaps"], sandbox=sandboxes.SANDBOX)
+    with pytest.raises(ValueError, match=r"^fill_gaps 0: no prompt .* lower --num_workers"):
+        record.record(families, num_sessions=1, seed=2, sandbox=sandboxes.SANDBOX, num_workers=1)

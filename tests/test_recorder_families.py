@@ -5,49 +5,28 @@ import random
 import re
 
 import pytest
+import sandboxes
 
-from data_pipeline.recorder import family, isolation, record, session
+from data_pipeline.recorder import isolation, record, session
 
-
-def usable(sandbox):
-    try:
-        isolation.check_sandbox(sandbox)
-    except ValueError:
-        return False
-    return True
-
-
-# Where bubblewrap is missing these tests run without isolation, as the parameters' names say.
-SANDBOX = "bwrap" if usable("bwrap") else "none"
-FAMILIES = family.load_all()
-MISSING = set(
-    isolation.missing_tools(
-        sorted({tool for one in FAMILIES.values() for tool in one.tools}), sandbox=SANDBOX
-    )
-)
+# The parameters' names say where the shells run.
 PARAMETERS = [
-    pytest.param(
-        one,
-        id=f"{one.name}-{SANDBOX}",
-        marks=pytest.mark.skipif(
-            bool(MISSING & set(one.tools)), reason=f"needs {', '.join(one.tools)}"
-        ),
-    )
-    for one in FAMILIES.values()
+    pytest.param(one, id=f"{one.name}-{sandboxes.SANDBOX}", marks=sandboxes.needs_tools(one))
+    for one in sandboxes.FAMILIES.values()
 ]
 every_family = pytest.mark.parametrize("one", PARAMETERS)
 
 
 def play(one, number, *, flaw, slip=False):
     how = session.Manner(flaw=flaw, slip=slip, thinks=True, stop_after=None, garble=None)
-    return session.play(one, number, seed=3, sandbox=SANDBOX, manner=how)
+    return session.play(one, number, seed=3, sandbox=sandboxes.SANDBOX, manner=how)
 
 
 @every_family
 def test_the_untouched_folder_earns_less_than_one(one):
     for seed in range(2):
         task = one.make(random.Random(seed))
-        with isolation.make_world(task.files, sandbox=SANDBOX) as world:
+        with isolation.make_world(task.files, sandbox=sandboxes.SANDBOX) as world:
             assert 0.0 <= task.check(world) < 1.0
 
 

@@ -1,6 +1,7 @@
 """The recorder's terminal and sandbox: a real shell, its real output, nothing of this machine."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -8,21 +9,10 @@ import socket
 import time
 
 import pytest
+import sandboxes
 
 from data_pipeline.recorder import isolation, terminal
 
-
-def usable(sandbox):
-    try:
-        isolation.check_sandbox(sandbox)
-    except ValueError:
-        return False
-    return True
-
-
-# Where bubblewrap is missing these tests run without isolation, and their names say so.
-SANDBOX = "bwrap" if usable("bwrap") else "none"
-needs_bwrap = pytest.mark.skipif(SANDBOX == "none", reason="bubblewrap does not work here")
 FILES = {
     "a.txt": "1\n2\n",
     "run.sh": "#!/bin/sh\necho ran\n",
@@ -31,7 +21,7 @@ FILES = {
 }
 
 
-@pytest.fixture(params=[SANDBOX])
+@pytest.fixture(params=[sandboxes.SANDBOX])  # so that the tests' names say it
 def world(request):
     with isolation.make_world(FILES, sandbox=request.param) as made:
         yield made
@@ -60,6 +50,11 @@ def test_output_begins_and_ends_with_the_prompt(world, shell):
 def test_unicode_and_carriage_returns(world, shell):
     assert typed(shell, "cat u.txt\n").splitlines()[1] == "gr\u00fc\u00df"
     assert "\r" not in typed(shell, "printf 'a\\nb\\n'\n")
+
+
+def test_a_character_cut_in_two_behind_an_invalid_byte_is_put_together(shell):
+    found = typed(shell, "printf '\\377\\303'; sleep 0.3; printf '\\274\\n'\n")
+    assert found.splitlines()[1] == "\ufffd\u00fc"
 
 
 def test_here_document_shows_the_continuation_prompt(world, shell):
@@ -120,6 +115,30 @@ def test_a_line_too_long_for_the_kernel_is_refused(shell):
         shell.send("echo " + "x" * 5000 + "\n", 1.0)
 
 
+def test_a_shell_that_ends_is_noticed_at_once(shell):
+    with pytest.raises(RuntimeError, match=r"^the shell ended: .*exit"):  # not: no prompt in 30 s
+        shell.send("exit\n", 1.0)
+
+
+def test_a_shell_that_does_not_start_leaves_no_descriptor(world):
+    nowhere = dataclasses.replace(world, folder=world.folder / "gone")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError, match="gone"):
+        terminal.Terminal(nowhere)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@sandboxes.needs_bwrap
+def test_bubblewrap_is_started_from_where_it_was_found(tmp_path, monkeypatch):
+    real = shutil.which("bwrap")
+    (tmp_path / "bwrap").write_text(f'#!/bin/sh\ntouch {tmp_path}/started\nexec {real} "$@"\n')
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with isolation.make_world(FILES, sandbox="bwrap") as world, terminal.Terminal(world) as shell:
+        assert typed(shell, "cat a.txt\n").splitlines()[1] == "1"
+    assert (tmp_path / "started").exists()
+
+
 def test_history_and_announcements_leave_no_trace(world, shell):
     assert typed(shell, "env | grep -cE 'PS1|PS2|PROMPT|HIST'\n").splitlines()[1] == "0"
     assert not list(world.home.rglob(".bash_history"))
@@ -143,7 +162,7 @@ def running(argument):
     return [line for line in found if argument in line]
 
 
-@needs_bwrap
+@sandboxes.needs_bwrap
 def test_bubblewrap_hides_the_machine(world, shell):
     assert typed(shell, "pwd; hostname; whoami\n").splitlines()[1:4] == ["/app", "agent", "root"]
     found = typed(shell, "ls /; ls /home /root /work 2>&1; ls /usr/local; env\n")
@@ -152,14 +171,14 @@ def test_bubblewrap_hides_the_machine(world, shell):
     assert os.path.expanduser("~/.") not in found
 
 
-@needs_bwrap
+@sandboxes.needs_bwrap
 def test_bubblewrap_has_no_network_and_a_read_only_root(shell):
     assert "Read-only file system" in typed(shell, "touch /x\n")
     script = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
     assert "Network is unreachable" in typed(shell, f'python3 -c "{script}"\n')
 
 
-@needs_bwrap
+@sandboxes.needs_bwrap
 def test_memory_and_cpu_are_limited(world):
     status, output = world.run("python3 -c 'x = bytearray(6 * 2**30)'")
     assert status != 0 and "MemoryError" in output
@@ -173,7 +192,9 @@ def test_files_have_fixed_times_and_modes(world):
 
 
 def test_missing_tools_are_named():
-    assert isolation.missing_tools(["bash", "nosuchtool"], sandbox=SANDBOX) == ["nosuchtool"]
+    assert isolation.missing_tools(["bash", "nosuchtool"], sandbox=sandboxes.SANDBOX) == [
+        "nosuchtool"
+    ]
 
 
 def test_missing_bubblewrap_says_the_way_out(monkeypatch):

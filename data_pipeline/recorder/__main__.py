@@ -10,15 +10,15 @@ runs the same tasks in a temporary folder without any isolation.
 """
 
 import pathlib
-import sys
 import time
 
 import rich
-from absl import app, flags
+from absl import flags
 
+from data_pipeline import cli
 from data_pipeline.recorder import isolation, record
 
-_OUTPUT = flags.DEFINE_string("output", None, "Parquet file to write.", required=True)
+_OUTPUT = flags.DEFINE_string("output", "", "Parquet file to write.")
 _SESSIONS = flags.DEFINE_integer("sessions", 360, "How many sessions.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 7, "The same seed records the same sessions.")
 _FAMILIES = flags.DEFINE_list("families", [], "Names of task families; all when left out.")
@@ -28,14 +28,12 @@ _NUM_WORKERS = flags.DEFINE_integer("num_workers", 2, "Sessions at a time.", low
 
 def main(argv: list[str]) -> None:
     """Record, write, print the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every setting is a --flag")
-    start_s = time.monotonic()
-    try:
-        isolation.check_sandbox(_SANDBOX.value)
-        families = record.choose_families(_FAMILIES.value, sandbox=_SANDBOX.value)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    cli.require(not argv, f"unexpected {' '.join(argv)}: every setting is a --flag, see --help")
+    cli.require(bool(_OUTPUT.value), "--output is not set; name the Parquet file to write")
+    start_s, path = time.monotonic(), pathlib.Path(_OUTPUT.value)
+    isolation.check_sandbox(_SANDBOX.value)
+    families = record.choose_families(_FAMILIES.value, sandbox=_SANDBOX.value)
+    record.check_output(path)
     if _SANDBOX.value == "none":
         rich.print("[yellow]--sandbox=none: the shells run without isolation[/yellow]")
     rows = record.record(
@@ -45,7 +43,6 @@ def main(argv: list[str]) -> None:
         sandbox=_SANDBOX.value,
         num_workers=_NUM_WORKERS.value,
     )
-    path = pathlib.Path(_OUTPUT.value)
     record.write(rows, path)
     record.print_summary(rows)
     took_s = time.monotonic() - start_s
@@ -53,4 +50,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

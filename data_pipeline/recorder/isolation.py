@@ -82,7 +82,8 @@ class World:
 
     def _bwrap(self) -> list[str]:
         """Bubblewrap's own arguments."""
-        args = ["bwrap", "--unshare-all", "--die-with-parent", "--hostname", "agent"]
+        bwrap = shutil.which("bwrap") or "bwrap"  # by our own PATH; the command's is another
+        args = [bwrap, "--unshare-all", "--die-with-parent", "--hostname", "agent"]
         args += ["--uid", "0", "--gid", "0", "--proc", "/proc", "--dev", "/dev"]
         args += ["--ro-bind", "/usr", "/usr"]
         for name in ("bin", "lib", "lib64", "sbin"):

@@ -5,6 +5,8 @@ import concurrent.futures
 import os
 import pathlib
 import statistics
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -13,30 +15,13 @@ import rich
 import rich.progress
 import rich.table
 
+from data_pipeline import records
 from data_pipeline.recorder import family as family_lib
 from data_pipeline.recorder import isolation, session
 
 MAX_CHARS = 6_500
-SCHEMA = pa.schema(
-    [
-        (
-            "conversations",
-            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-        ),
-        ("agent", pa.string()),
-        ("model", pa.string()),
-        ("task", pa.string()),
-        ("episode", pa.string()),
-        ("run_id", pa.string()),
-        ("trial_name", pa.string()),
-        ("enable_thinking", pa.bool_()),
-        ("source", pa.string()),
-        ("reward", pa.float64()),
-        ("complete", pa.bool_()),
-        ("domain", pa.string()),
-        ("difficulty", pa.string()),
-    ]
-)
+# The corpus schema without the column for what it has no name for: the recorder fills them all.
+SCHEMA = records.CORPUS_SCHEMA.remove(records.CORPUS_SCHEMA.get_field_index("extra"))
 _REDRAWS = 8
 _STRIDE = 1_000  # a session redrawn because it was too long takes number + STRIDE, + 2 STRIDE, ...
 
@@ -78,7 +63,18 @@ def record(
     sandbox: str,
     num_workers: int,
 ) -> list[dict]:
-    """Record sessions, the families taking turns; the same seed gives the same rows in order."""
+    """Record sessions, the families taking turns; the same seed gives the same rows in order.
+
+    Raises:
+        ValueError: so many sessions of a family that their numbers meet those of redrawn ones, or
+            a shell that did not do its work.
+    """
+    if num_sessions > _STRIDE * len(families):
+        raise ValueError(
+            f"--sessions={num_sessions} must be at most {_STRIDE} for each family, so "
+            f"{_STRIDE * len(families)} for these {len(families)}; record the rest with another "
+            "--seed"
+        )
     jobs = [(families[i % len(families)], i // len(families)) for i in range(num_sessions)]
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         futures = [pool.submit(_fitting, one, k, seed=seed, sandbox=sandbox) for one, k in jobs]
@@ -99,10 +95,24 @@ def _tracked(futures: list[concurrent.futures.Future]) -> Iterator[concurrent.fu
 def _fitting(family: family_lib.Family, number: int, *, seed: int, sandbox: str) -> dict:
     """One session no longer than MAX_CHARS; too long ones are recorded anew with other drawings."""
     for redraw in range(_REDRAWS):
-        row = session.play(family, number + redraw * _STRIDE, seed=seed, sandbox=sandbox)
+        row = _play(family, number + redraw * _STRIDE, seed=seed, sandbox=sandbox)
         if num_chars(row) <= MAX_CHARS:
             return row
-    raise RuntimeError(f"{family.name}: {_REDRAWS} sessions in a row exceed {MAX_CHARS} characters")
+    raise ValueError(
+        f"{family.name} {number}: {_REDRAWS} sessions in a row exceed {MAX_CHARS} characters; "
+        "leave this family out with --families"
+    )
+
+
+def _play(family: family_lib.Family, number: int, *, seed: int, sandbox: str) -> dict:
+    """session.play; a shell that fails is an error that names the session and the way out."""
+    try:
+        return session.play(family, number, seed=seed, sandbox=sandbox)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        raise ValueError(
+            f"{family.name} {number}: {error}; on a busy machine lower --num_workers, or leave "
+            "this family out with --families"
+        ) from error
 
 
 def num_chars(row: dict) -> int:
@@ -113,6 +123,19 @@ def num_chars(row: dict) -> int:
 def num_turns(row: dict) -> int:
     """Assistant messages."""
     return sum(message["role"] == "assistant" for message in row["conversations"])
+
+
+def check_output(path: pathlib.Path) -> None:
+    """ValueError where no file can be written: told before the recording, not after it."""
+    way_out = "name a Parquet file in a folder that can be written"
+    if path.is_dir():
+        raise ValueError(f"--output={path} is a folder; {way_out}")
+    try:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output={path}: {error.strerror}; {way_out}") from error
 
 
 def write(rows: Sequence[dict], path: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ typed one at a time, as by hand; typed all at once, the terminal would echo them
 first one's output.
 """
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -26,7 +27,6 @@ MAX_LINE_BYTES = 4_000  # the kernel's line editor holds 4,096
 PROMPT = r"root@agent:\w# "
 KEYS = {"C-c": b"\x03", "C-d": b"\x04"}
 _PATIENCE_S = 30.0
-_SETTLE_S = 0.05
 
 
 class Terminal:
@@ -35,26 +35,19 @@ class Terminal:
     def __init__(self, world: isolation.World):
         self._line = ""  # the unfinished last line of the screen: where the next output begins
         self._new = ""
-        self._pending = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._announced = b""
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self._bell, bell = os.pipe()
-        # `env` last: the bash that sets the limits is not interactive and would drop the prompts.
-        shell = ["setsid", "-c", "env", *_prompts(bell)]
-        shell += ["bash", "--noediting", "--norc", "--noprofile"]
-        self._process = subprocess.Popen(
-            world.argv(shell),
-            cwd=world.folder,
-            env=world.environment(),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            pass_fds=[bell],
-            start_new_session=world.sandbox == "bwrap",  # else setsid would have to fork
-        )
-        os.close(slave)
-        os.close(bell)
+        try:
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+            self._process = _start_shell(world, slave, bell)
+        except BaseException:
+            self._close_descriptors()
+            raise
+        finally:
+            os.close(slave)
+            os.close(bell)
         os.set_blocking(self._master, False)
         os.set_blocking(self._bell, False)
         try:
@@ -81,8 +74,11 @@ class Terminal:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        for descriptor in (self._master, self._bell):
-            os.close(descriptor)
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        os.close(self._master)
+        os.close(self._bell)
 
     def send(self, keystrokes: str, duration_s: float, *, waits: bool = False) -> None:
         """Type keystrokes; return when the shell is ready again.
@@ -94,7 +90,7 @@ class Terminal:
                 the keyboard).  Any other command must, however slow the machine is.
 
         Raises:
-            RuntimeError: the shell did not come back to a prompt.
+            RuntimeError: the shell ended, or did not come back to a prompt.
         """
         for line in _typed(keystrokes):
             os.write(self._master, line)
@@ -120,12 +116,12 @@ class Terminal:
         deadline = time.monotonic() + limit_s
         self._announced = b""
         while (left_s := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([self._master, self._bell], [], [], min(left_s, 1.0))
+            select.select([self._master, self._bell], [], [], min(left_s, 1.0))
             self._drain()
             prompt = self._announced.rpartition(b"\n")[0].rpartition(b"\n")[2].decode()
             if prompt and self._new.endswith(prompt):
                 return
-            if not ready and self._process.poll() is not None:
+            if self._process.poll() is not None:  # its descriptors, closed, are always ready
                 raise RuntimeError(f"the shell ended: {self._new[-500:]!r}")
         if must:
             raise RuntimeError(f"no prompt within {limit_s:.0f} s: {self._new[-500:]!r}")
@@ -133,9 +129,7 @@ class Terminal:
     def _drain(self) -> None:
         """Take everything both descriptors hold now."""
         self._announced += _read_all(self._bell)
-        self._pending += _read_all(self._master)
-        text, self._pending = _decode(self._pending)
-        self._new += text
+        self._new += self._decoder.decode(_read_all(self._master))
 
 
 def limit_output(text: str) -> str:
@@ -148,6 +142,23 @@ def limit_output(text: str) -> str:
     tail = data[-half:].decode(errors="ignore")
     num_cut = len(data) - len(head.encode()) - len(tail.encode())
     return f"{head}\n[... {num_cut} bytes in the middle are not shown ...]\n{tail}"
+
+
+def _start_shell(world: isolation.World, slave: int, bell: int) -> subprocess.Popen:
+    """Bash in the terminal `slave`, announcing its prompts on `bell`."""
+    # `env` last: the bash that sets the limits is not interactive and would drop the prompts.
+    shell = ["setsid", "-c", "env", *_prompts(bell)]
+    shell += ["bash", "--noediting", "--norc", "--noprofile"]
+    return subprocess.Popen(
+        world.argv(shell),
+        cwd=world.folder,
+        env=world.environment(),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        pass_fds=[bell],
+        start_new_session=world.sandbox == "bwrap",  # else setsid would have to fork
+    )
 
 
 def _prompts(bell: int) -> list[str]:
@@ -184,12 +195,3 @@ def _read_all(descriptor: int) -> bytes:
             break
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def _decode(data: bytes) -> tuple[str, bytes]:
-    """Decode UTF-8, holding back a character whose last bytes have not arrived."""
-    try:
-        return data.decode(), b""
-    except UnicodeDecodeError as error:
-        cut = error.start if error.reason == "unexpected end of data" else len(data)
-        return data[:cut].decode(errors="replace"), data[cut:]

@@ -5,23 +5,22 @@
 The same corpus and size give the same files.  The chat template is the embedded one.
 """
 
+import itertools
 import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 
-import pyarrow.parquet as pq
 import tokenizers
-from absl import app, flags
+from absl import flags
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from data_pipeline import embedded
+from data_pipeline import chat, cli, corpus, embedded
 
-_CORPUS = flags.DEFINE_string("corpus", None, "Parquet file of sessions.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the tokenizer's files.", required=True)
+_CORPUS = flags.DEFINE_string("corpus", "", "File of sessions, folder of them, or embedded.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for the tokenizer's files.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 2560, "Entries in all, added tokens included.")
 
 # How Qwen3 cuts text before merging: contractions; a word with at most one leading sign or blank;
@@ -35,15 +34,7 @@ _PIECES = (
     r"\s+(?!\S)",
     r"\s+",
 )
-# Qwen3's added tokens in its order; the first 14 are the ones its tokenizer calls special.
-_VISION = ("object_ref", "box", "quad", "vision")
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    *(f"<|{name}_{end}|>" for name in _VISION for end in ("start", "end")),
-    *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
-)
+# Qwen3's added tokens that it does not call special; they follow those that it does.
 PLAIN_TOKENS = (
     "<tool_call>",
     "</tool_call>",
@@ -55,14 +46,25 @@ PLAIN_TOKENS = (
     "<think>",
     "</think>",
 )
+_NUM_ADDED = len(chat.QWEN3_SPECIAL_TOKENS) + len(PLAIN_TOKENS)
 _TEMPLATE = "chat_template.jinja"
+_SPAN_ROWS = 10_000
 
 
-def read_texts(corpus: pathlib.Path) -> Iterator[str]:
-    """Every message's text, in the file's order."""
-    for row in pq.read_table(corpus, columns=["conversations"]).to_pylist():
-        for message in row["conversations"]:
-            yield message["content"]
+def read_texts(name: str) -> Iterator[str]:
+    """Every message's text, in the files' order.
+
+    Args:
+        name: a file, a folder or `embedded`, as `corpus` takes them.
+
+    Raises:
+        ValueError: no such corpus, a bad row, or no row at all.
+    """
+    spans = corpus.split_into_spans(corpus.find_files([name]), max_rows=_SPAN_ROWS)
+    cli.require(bool(spans), f"--corpus={name} is empty; record one with data_pipeline.recorder")
+    for conversation in corpus.read_conversations(itertools.chain.from_iterable(spans)):
+        for message in conversation.messages:
+            yield message.content
 
 
 def train(texts: Iterator[str], *, vocab_size: int) -> tokenizers.Tokenizer:
@@ -75,19 +77,20 @@ def train(texts: Iterator[str], *, vocab_size: int) -> tokenizers.Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(PLAIN_TOKENS),
+        vocab_size=vocab_size - _NUM_ADDED,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         min_frequency=2,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([_added(token) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([_added(token) for token in chat.QWEN3_SPECIAL_TOKENS])
     tokenizer.add_tokens([_added(token) for token in PLAIN_TOKENS])
     return tokenizer
 
 
 def _added(token: str) -> tokenizers.AddedToken:
-    return tokenizers.AddedToken(token, normalized=False, special=token in SPECIAL_TOKENS)
+    special = token in chat.QWEN3_SPECIAL_TOKENS
+    return tokenizers.AddedToken(token, normalized=False, special=special)
 
 
 def config(*, max_length: int = 32_768) -> dict:
@@ -119,18 +122,21 @@ def write(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Train and write."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; every setting is a --flag")
-    corpus, folder = pathlib.Path(_CORPUS.value), pathlib.Path(_OUTPUT.value)
-    num_added = len(SPECIAL_TOKENS) + len(PLAIN_TOKENS)
-    if _VOCAB_SIZE.value < 256 + num_added:
-        sys.exit(f"error: --vocab_size={_VOCAB_SIZE.value} must be at least {256 + num_added}")
-    if not corpus.is_file():
-        sys.exit(f"error: --corpus={corpus} is not a file; record one with data_pipeline.recorder")
-    tokenizer = train(read_texts(corpus), vocab_size=_VOCAB_SIZE.value)
+    cli.require(not argv, f"unexpected {' '.join(argv)}: every setting is a --flag, see --help")
+    cli.require(bool(_CORPUS.value), "--corpus is not set; name a file, a folder, or embedded")
+    folder, vocab_size = cli.output_dir(), _VOCAB_SIZE.value
+    cli.require(
+        vocab_size >= 256 + _NUM_ADDED,
+        f"--vocab_size={vocab_size} must be at least {256 + _NUM_ADDED}: the bytes and "
+        f"{_NUM_ADDED} added tokens",
+    )
+    cli.require(
+        folder.is_dir() or not folder.exists(), f"--output={folder} is a file; name a folder"
+    )
+    tokenizer = train(read_texts(_CORPUS.value), vocab_size=vocab_size)
     write(tokenizer, folder)
     print(f"{folder}: {tokenizer.get_vocab_size():,} entries")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
