@@ -7,11 +7,13 @@
     python -m convert random-hf HF_DIR --size=0.6b --tokenizer=HF_DIR [--dtype=bfloat16] [--seed=0]
 
 HF_DIR holds config.json, safetensors and a tokenizer; CHECKPOINT_DIR is a step's folder, or a
-run's workdir, of which the newest step is read. A and B are of either kind. Weights are read and
-written a few megabytes at a time: memory does not grow with the model.
+run's workdir or its checkpoints/, of which the newest step is read. A and B are of either kind.
+Weights are read and written in parts: memory does not grow with the model (--logits alone holds
+one model after the other).
 
 Nothing lies at the output's place before it is complete. `verify` ends with exit code 1 when the
-two differ, every command when it could not do its work.
+two differ (logits too: by anything where the dtypes are the same, by more than rounding explains
+where they are not), every command when it could not do its work.
 
 Examples:
     python -m convert hf-to-orbax ~/models/Qwen3-8B ~/checkpoints/Qwen3-8B
@@ -102,8 +104,9 @@ def _verify(a: str, b: str) -> int:
     is_equal = report.is_equal
     if _LOGITS.value:
         logits = verify_logits.compare(a, b, seed=_SEED.value)
-        verify_table.show_logits(logits)
-        is_equal = is_equal and (logits.is_equal or report.is_rounded)
+        are_logits_equal = logits.is_close if report.is_rounded else logits.is_equal
+        verify_table.show_logits(logits, is_equal=are_logits_equal)
+        is_equal = is_equal and are_logits_equal
     return 0 if is_equal else 1
 
 

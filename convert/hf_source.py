@@ -50,8 +50,8 @@ class HfSource:
         return self._dtype
 
     def chunk_shape(self, leaf: mapping.Leaf) -> tuple[int, ...]:
-        """Parts that lie contiguously in the files."""
-        return mapping.chunk_shape(leaf.shape, self._dtype, source.CHUNK_BYTES)
+        """A single value: files can be read from anywhere to anywhere."""
+        return (1,) * len(leaf.shape)
 
     def read(self, leaf: mapping.Leaf, region: mapping.Region) -> np.ndarray:
         """A region of the leaf, stacked from its tensors."""
@@ -63,7 +63,7 @@ class HfSource:
     def _check_tied_head(self) -> None:
         leaf = mapping.leaves(self.model)[mapping.EMBEDDING]
         head, embedding = (self._tensors[name] for name in (mapping.TIED_HEAD, *leaf.tensor_names))
-        for region in mapping.grid(leaf.shape, self.chunk_shape(leaf)):
+        for region in mapping.grid(leaf.shape, source.region_shape(leaf, self._dtype, self)):
             left = safetensors_io.read(head, leaf.shape, region)
             right = safetensors_io.read(embedding, leaf.shape, region)
             if left.dtype != right.dtype or left.tobytes() != right.tobytes():

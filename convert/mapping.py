@@ -130,6 +130,42 @@ def chunk_shape(shape: tuple[int, ...], dtype: np.dtype, max_bytes: int) -> tupl
     return tuple(chunk)
 
 
+def region_shape(
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    dtype: np.dtype,
+    *,
+    run_bytes: int,
+    max_bytes: int,
+) -> tuple[int, ...]:
+    """Chunks put together, from the last dim on, until they lie in runs of `run_bytes` in memory.
+
+    The region has no more than `max_bytes`, unless a single chunk has.
+
+    Example: one layer of a Qwen3-14B that 32 devices have cut along its rows, in whole rows.
+        >>> region_shape((40, 17408, 5120), (1, 17408, 160), np.dtype("float16"),
+        ...              run_bytes=2**24, max_bytes=2**28)
+        (1, 17408, 5120)
+    """
+    region = [min(part, size) for part, size in zip(chunk, shape, strict=True)]
+    for dim in reversed(range(len(shape))):
+        run_of_one = math.prod(region[dim + 1 :]) * dtype.itemsize
+        all_of_one = run_of_one * math.prod(region[:dim])
+        wanted = min(run_bytes // run_of_one, max_bytes // all_of_one)
+        region[dim] = min(shape[dim], max(region[dim], wanted // region[dim] * region[dim]))
+        if region[dim] < shape[dim]:
+            break  # what lies before this dim is in another run
+    return tuple(region)
+
+
+def parts(region: Region, chunk: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], Region]]:
+    """Cut a region: each part's index in an array that holds the region, and the part itself."""
+    for part in grid(extent(region), chunk):
+        starts = [first for first, _ in region]
+        moved = tuple((at + a, at + b) for at, (a, b) in zip(starts, part, strict=True))
+        yield slices(part), moved
+
+
 def slices(region: Region) -> tuple[slice, ...]:
     """The region as numpy and tensorstore index it."""
     return tuple(slice(start, stop) for start, stop in region)

@@ -1,4 +1,4 @@
-"""An Orbax checkpoint as a source of weights, read chunk by chunk as it was written."""
+"""An Orbax checkpoint as a source of weights, read in chunks as it was written."""
 
 import json
 import math

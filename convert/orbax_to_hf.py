@@ -1,8 +1,9 @@
-"""CHECKPOINT_DIR -> Hugging Face folder, chunk by chunk.
+"""CHECKPOINT_DIR -> Hugging Face folder, region by region.
 
-A chunk of the checkpoint is read once and its parts are written where they belong in the files,
-so memory is that of a few chunks: 16 MiB each in what hf-to-orbax writes; in a run's checkpoint
-what one device held of a parameter, unless its writer cut it smaller.
+A chunk of the checkpoint is read once. What hf-to-orbax wrote lies in memory's order, so a chunk of
+16 MiB is a region. In a run's checkpoint a chunk is the columns that one device held: chunks are
+put together to whole rows, else a tensor would be written in runs of a few bytes. Memory is that
+of one tensor of a layer, `source.REGION_BYTES` at most.
 """
 
 import collections
@@ -25,8 +26,6 @@ from convert import (
 
 # Chunks that are read ahead: as many as fit in this, so that disk and cores do not wait.
 _READ_AHEAD_BYTES = 4 * source.CHUNK_BYTES
-
-_Reading = tuple[mapping.Region, Callable[[], np.ndarray]]
 
 
 def convert(
@@ -82,26 +81,40 @@ def convert(
             with_tied_head=with_tied_head,
         )  # fmt: skip
         for leaf in mapping.leaves(opened.model).values():
-            for region, array in _chunks(opened, leaf):
-                writer.write(leaf, region, array)
-                count.add(array.size * as_numpy.itemsize)
+            _copy(opened, leaf, writer, as_numpy, count)
     return opened
 
 
+def _copy(
+    opened: orbax_source.OrbaxSource,
+    leaf: mapping.Leaf,
+    writer: hf_writer.HfWriter,
+    dtype: np.dtype,
+    count: source.ByteCounter,
+) -> None:
+    """Put every region of a leaf together from its chunks, in the files' dtype, and write it."""
+    shape = source.region_shape(leaf, dtype, opened)
+    chunk_shape = opened.chunk_shape(leaf)
+    chunks = _chunks(opened, leaf, shape)
+    for region in mapping.grid(leaf.shape, shape):
+        array = np.empty(mapping.extent(region), dtype)
+        for index, _ in mapping.parts(region, chunk_shape):
+            array[index] = next(chunks)
+        writer.write(leaf, region, array)
+        count.add(array.nbytes)
+        del array  # before the next is made
+
+
 def _chunks(
-    opened: orbax_source.OrbaxSource, leaf: mapping.Leaf
-) -> Iterator[tuple[mapping.Region, np.ndarray]]:
-    """Every chunk of a leaf, some of them read ahead."""
+    opened: orbax_source.OrbaxSource, leaf: mapping.Leaf, region_shape: tuple[int, ...]
+) -> Iterator[np.ndarray]:
+    """The chunks of one region after the other, some of them read ahead."""
     ahead = _READ_AHEAD_BYTES // opened.chunk_bytes(leaf)
-    reading: collections.deque[_Reading] = collections.deque()
-    for region in mapping.grid(leaf.shape, opened.chunk_shape(leaf)):
-        reading.append((region, opened.start_reading(leaf, region)))
-        if len(reading) > ahead:
-            yield _finish(reading.popleft())
+    reading: collections.deque[Callable[[], np.ndarray]] = collections.deque()
+    for region in mapping.grid(leaf.shape, region_shape):
+        for _, chunk in mapping.parts(region, opened.chunk_shape(leaf)):
+            reading.append(opened.start_reading(leaf, chunk))
+            if len(reading) > ahead:
+                yield reading.popleft()()
     while reading:
-        yield _finish(reading.popleft())
-
-
-def _finish(reading: _Reading) -> tuple[mapping.Region, np.ndarray]:
-    region, finish = reading
-    return region, finish()
+        yield reading.popleft()()

@@ -19,13 +19,11 @@ from convert import (
     staging,
     tokenizer_files,
 )
-from jaxterm import architecture
-
-INITIAL_STDDEV = 0.02  # initializer_range of Qwen3's config.json
+from jaxterm import architecture, model
 
 
 def make_random_hf_folder(
-    model: architecture.ModelConfig,
+    of_model: architecture.ModelConfig,
     tokenizer_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     seed: int = 0,
@@ -38,7 +36,7 @@ def make_random_hf_folder(
     """Make a model folder whose matrices are normal (0.02) and whose norm scales are 1.
 
     Args:
-        model: the architecture; `vocab_multiple` does not matter here.
+        of_model: the architecture; `vocab_multiple` does not matter here.
         tokenizer_dir: its tokenizer files are copied.
         output_dir: is made; a failure leaves nothing there.
         seed: the same seed gives the same bytes.
@@ -51,17 +49,17 @@ def make_random_hf_folder(
         ValueError: no tokenizer, or one with more tokens than the model; or `output_dir` exists.
     """
     output, tokenizer = pathlib.Path(output_dir), tokenizer_files.Tokenizer(tokenizer_dir)
-    tokenizer.check_vocabulary(model.vocab_size)
+    tokenizer.check_vocabulary(of_model.vocab_size)
     as_numpy = safetensors_io.dtype_named(dtype)
-    total = model.num_params() * as_numpy.itemsize
+    total = of_model.num_params() * as_numpy.itemsize
     staging.check_space(output, total)
     count = source.ByteCounter(total, on_bytes)
     with staging.new_folder(
         output, overwrite=overwrite, is_replaceable=hf_source.is_model_folder
     ) as folder:
         folder.mkdir()
-        writer = hf_writer.HfWriter(folder, model, dtype=as_numpy, max_shard_gb=max_shard_gb)
-        for index, leaf in enumerate(mapping.leaves(model).values()):
+        writer = hf_writer.HfWriter(folder, of_model, dtype=as_numpy, max_shard_gb=max_shard_gb)
+        for index, leaf in enumerate(mapping.leaves(of_model).values()):
             generator = np.random.Generator(np.random.Philox(key=[seed, index]))
             for region in mapping.grid(
                 leaf.shape, mapping.chunk_shape(leaf.shape, as_numpy, source.CHUNK_BYTES)
@@ -71,7 +69,7 @@ def make_random_hf_folder(
                 count.add(values.size * as_numpy.itemsize)
         tokenizer.copy_to(folder)
         texts = {
-            hf_metadata.CONFIG: _config_json(model, tokenizer, dtype),
+            hf_metadata.CONFIG: _config_json(of_model, tokenizer, dtype),
             hf_metadata.GENERATION_CONFIG: tokenizer.generation_config(),
         }
         for name, values in texts.items():
@@ -83,21 +81,21 @@ def _values(
 ) -> np.ndarray:
     if leaf.name.endswith("scale"):
         return np.ones(shape, np.float32)
-    return generator.standard_normal(shape, np.float32) * np.float32(INITIAL_STDDEV)
+    return generator.standard_normal(shape, np.float32) * np.float32(model.INITIAL_STDDEV)
 
 
 def _config_json(
-    model: architecture.ModelConfig, tokenizer: tokenizer_files.Tokenizer, dtype: str
+    of_model: architecture.ModelConfig, tokenizer: tokenizer_files.Tokenizer, dtype: str
 ) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.end_of_text_id,
         "eos_token_id": tokenizer.turn_end_id,
-        "initializer_range": INITIAL_STDDEV,
-        "max_window_layers": model.num_layers,
+        "initializer_range": model.INITIAL_STDDEV,
+        "max_window_layers": of_model.num_layers,
         "sliding_window": None,
         "dtype": dtype,
         "use_cache": True,
         "use_sliding_window": False,
-    } | architecture.to_hf_json(model)
+    } | architecture.to_hf_json(of_model)

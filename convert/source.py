@@ -13,6 +13,10 @@ from jaxterm import architecture
 # against the cost of a request.
 CHUNK_BYTES = 16 * 2**20
 
+# The most that is held of a parameter whose chunks must be put together to long runs: a bfloat16
+# tensor of any published size's layer (32b: 250 MiB), so that it is written from end to end.
+REGION_BYTES = 256 * 2**20
+
 
 class Source(Protocol):
     """Weights that can be read region by region."""
@@ -25,12 +29,28 @@ class Source(Protocol):
         ...
 
     def chunk_shape(self, leaf: mapping.Leaf) -> tuple[int, ...]:
-        """The shape of the regions that are cheap to read; they tile the leaf."""
+        """What storage gives at a time: the chunks of this shape, which tile the leaf."""
         ...
 
     def read(self, leaf: mapping.Leaf, region: mapping.Region) -> np.ndarray:
         """A region of the leaf, padding rows of the vocabulary not counted."""
         ...
+
+
+def region_shape(leaf: mapping.Leaf, dtype: np.dtype, *sources: Source) -> tuple[int, ...]:
+    """The regions to read a leaf in: whole chunks of the sources, in long runs in the tensors.
+
+    Args:
+        leaf: of every one of the sources.
+        dtype: of the arrays that will be held.
+        *sources: the largest chunk counts; where one's is no multiple of another's, a chunk at the
+            edge of two regions is read twice.
+    """
+    chunks = [opened.chunk_shape(leaf) for opened in sources]
+    largest = tuple(max(sizes) for sizes in zip(*chunks, strict=True))
+    return mapping.region_shape(
+        leaf.shape, largest, dtype, run_bytes=CHUNK_BYTES, max_bytes=REGION_BYTES
+    )
 
 
 class ByteCounter:

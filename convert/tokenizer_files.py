@@ -2,6 +2,7 @@
 
 import functools
 import json
+import operator
 import pathlib
 import shutil
 from typing import Any
@@ -24,7 +25,8 @@ class Tokenizer:
         """Read tokenizer.json.
 
         Raises:
-            ValueError: it is missing or broken, or has no token that ends a turn.
+            ValueError: it is missing or broken, or has no token that ends a turn. (transformers
+                makes an empty tokenizer of a folder without files, and says nothing.)
         """
         self.folder = pathlib.Path(folder)
         path = self.folder / "tokenizer.json"
@@ -35,7 +37,7 @@ class Tokenizer:
             raise ValueError(
                 f"{path} is missing; give a folder that holds the model's tokenizer"
             ) from error
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a tokenizer ({error!r}); download it again") from error
         if TURN_END not in self._ids:
             raise ValueError(
@@ -54,7 +56,7 @@ class Tokenizer:
 
     @functools.cached_property
     def max_id(self) -> int:
-        """The largest id it can give."""
+        """The largest id it can give; ids may have gaps, so it is not the number of tokens."""
         return max(self._ids.values())
 
     def generation_config(self) -> dict[str, Any]:
@@ -86,4 +88,5 @@ def _ids(values: dict[str, Any]) -> dict[str, int]:
     vocabulary = values["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: pairs of token and score
         vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
-    return vocabulary | {token["content"]: token["id"] for token in values["added_tokens"]}
+    added = {token["content"]: token["id"] for token in values["added_tokens"]}
+    return {token: operator.index(number) for token, number in (vocabulary | added).items()}

@@ -1,7 +1,8 @@
-"""Whether two folders hold the same weights: tensor by tensor, reading a few megabytes at a time.
+"""Whether two folders hold the same weights: parameter by parameter, region by region.
 
 Each is a Hugging Face folder or a CHECKPOINT_DIR. Tensors of one dtype must be equal bit for bit;
-where the dtypes differ, the wider one must round to the narrower one, bit for bit.
+where the dtypes differ, the wider one must round to the narrower one, bit for bit. A region is the
+whole rows of a tensor's chunks, of `source.REGION_BYTES` at most on either side.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from convert import hf_source, mapping, orbax_source, source
-from jaxterm import architecture
+from jaxterm import architecture, checkpoint
 
 
 @dataclasses.dataclass
@@ -54,9 +55,16 @@ def open_source(folder: str | pathlib.Path) -> source.Source:
         ValueError: it is neither, or faulty.
     """
     path = pathlib.Path(folder)
-    if (path / "config.json").is_file():
+    if hf_source.is_model_folder(path):  # a run's workdir has a config.json as well
         return hf_source.HfSource(path)
-    return orbax_source.OrbaxSource(path)
+    try:
+        step_dir = checkpoint.find_step_dir(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a Hugging Face folder (config.json and {hf_source.SINGLE_FILE} or "
+            f"{hf_source.INDEX_FILE}), and as a checkpoint: {error}"
+        ) from error
+    return orbax_source.OrbaxSource(str(step_dir))
 
 
 def compare(
@@ -101,15 +109,29 @@ def _compare_leaf(
 ) -> LeafReport:
     dtypes = a.dtype(leaf), b.dtype(leaf)
     report = LeafReport(leaf.name, (dtypes[0].name, dtypes[1].name))
-    # A region that is whole chunks of both sides, so that neither reads a chunk twice.
-    chunk = tuple(map(max, a.chunk_shape(leaf), b.chunk_shape(leaf)))
-    for region in mapping.grid(leaf.shape, chunk):
+    wider = max(dtypes, key=lambda dtype: dtype.itemsize)
+    for region in mapping.grid(leaf.shape, source.region_shape(leaf, wider, a, b)):
         left, right = a.read(leaf, region), b.read(leaf, region)
-        if left.dtype != right.dtype or left.tobytes() != right.tobytes():
-            for name, index, _ in leaf.pieces(region):
-                _compare_values(report, name, left[index], right[index])
+        _compare_region(report, leaf, region, left, right)
         count.add(left.nbytes)
+        del left, right  # before the next are read
     return report
+
+
+def _compare_region(
+    report: LeafReport,
+    leaf: mapping.Leaf,
+    region: mapping.Region,
+    left: np.ndarray,
+    right: np.ndarray,
+) -> None:
+    """Compare part by part: what is computed of a part is several times its size."""
+    chunk = mapping.chunk_shape(left.shape, left.dtype, source.CHUNK_BYTES)
+    for index, part in mapping.parts(region, chunk):
+        a, b = left[index], right[index]
+        if a.dtype != b.dtype or a.tobytes() != b.tobytes():
+            for name, of_tensor, _ in leaf.pieces(part):
+                _compare_values(report, name, a[of_tensor], b[of_tensor])
 
 
 def _compare_values(report: LeafReport, name: str, left: np.ndarray, right: np.ndarray) -> None:

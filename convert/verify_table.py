@@ -27,11 +27,12 @@ def show(report: verify.Report) -> None:
     console.print(f"DIFFERENT: {len(differing)} of {size}: {', '.join(names)}{more}")
 
 
-def show_logits(report: verify_logits.LogitsReport) -> None:
-    """Print a comparison of logits."""
+def show_logits(report: verify_logits.LogitsReport, *, is_equal: bool) -> None:
+    """Print a comparison of logits, and whether it passes."""
     print(
-        f"logits: max abs difference {report.max_abs:.3g}, KL divergence "
-        f"{report.mean_kl:.3g} mean, {report.max_kl:.3g} max (nats a token)"
+        f"logits{'' if is_equal else ' DIFFERENT'}: max abs difference {report.max_abs:.3g}, "
+        f"KL divergence {report.mean_kl:.3g} mean, {report.max_kl:.3g} max (nats a token; "
+        f"rounded weights may make {verify_logits.MAX_ROUNDING_KL:g})"
     )
 
 

@@ -69,18 +69,22 @@ def tokenizer_files(tokenizer_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def special_tokens_of(tokenizer_dir: pathlib.Path) -> tuple[str, ...]:
-    """The tokens that a tokenizer flags as special, read from its file alone."""
+    """The tokens that may not stand inside a message, read from a tokenizer's file alone.
+
+    They are those that it flags as special, and the turn tokens, flagged or not.
+    """
     path = tokenizer_dir / "tokenizer.json"
     try:
         added = json.loads(path.read_text("utf-8"))["added_tokens"]
-        return tuple(token["content"] for token in added if token["special"])
+        flagged = [token["content"] for token in added if token["special"]]
+        return tuple(dict.fromkeys([*flagged, TURN_START, TURN_END]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a tokenizer file ({error!r})") from error
 
 
 def special_token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of `tokens` in a text."""
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens)))
+    """Matches any of `tokens` in a text; without tokens, nothing."""
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens)) or "(?!)")
 
 
 class ChatTokenizer:
@@ -104,6 +108,9 @@ class ChatTokenizer:
                 "tokenizers such as Qwen3's are supported"
             )
         self._start_id, self._end_id = ids
+        # Settings that may be stored in tokenizer.json; apply_chat_template does not obey them.
+        self._backend.no_padding()
+        self._backend.no_truncation()
         self._special = special_token_pattern(special_tokens_of(tokenizer_dir))
 
     def render(self, conversation: records.Conversation) -> str:
@@ -166,25 +173,29 @@ class ChatTokenizer:
         ends = np.flatnonzero(tokens == self._end_id)
         is_assistant = np.array([turn.group(1) == "assistant" for turn in turns], np.uint8)
         num_assistant = sum(m.role == "assistant" for m in conversation.messages)
-        if not len(turns) == len(starts) == len(ends) or is_assistant.sum() != num_assistant:
+        are_turns = len(turns) == len(starts) == len(ends) and (
+            (starts < ends).all() and (ends[:-1] < starts[1:]).all()
+        )
+        if not are_turns or is_assistant.sum() != num_assistant:
             raise ValueError(
                 f"{conversation.location}: the chat template does not write one {TURN_START} and "
-                f"one {TURN_END} for each turn"
+                f"then one {TURN_END} for each turn; give the model's own template"
             )
         mask = np.zeros(len(tokens), np.uint8)
         for turn in np.flatnonzero(is_assistant):
             first = _first_token_from(encoding, turns[turn].end())
             mask[first : ends[turn] + 1] = 1
-        if not mask.any() or mask.all():
-            raise ValueError(f"{conversation.location}: a loss mask of only zeros or only ones")
-        return records.Example(
-            tokens=tokens,
-            loss_mask=mask,
-            turn_starts=starts,
-            turn_is_assistant=is_assistant,
-            id=conversation.digests()[-1].hex(),
-            source=conversation.get("source") or "",
-        )
+        try:
+            return records.Example(
+                tokens=tokens,
+                loss_mask=mask,
+                turn_starts=starts,
+                turn_is_assistant=is_assistant,
+                id=conversation.digests()[-1].hex(),
+                source=conversation.get("source") or "",
+            )
+        except ValueError as error:
+            raise ValueError(f"{conversation.location}: {error}") from error
 
 
 def _load(tokenizer_dir: pathlib.Path) -> Any:
@@ -213,12 +224,19 @@ def _first_token_from(encoding: Any, char: int) -> int:
 
 def _shield(messages: list[dict[str, str]]) -> None:
     """Hide from the template, in place, the thinking that it would drop."""
-    queries = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    queries = [i for i, message in enumerate(messages) if _is_query(message)]
     last = len(messages) - 1
     for i, message in enumerate(messages):
         kept_by_template = i == last and queries and queries[0] < last
         if message["role"] == "assistant" and not kept_by_template:
             message["content"] = _shielded(message["content"])
+
+
+def _is_query(message: dict[str, str]) -> bool:
+    """Whether the template takes a turn for a user's question, not for the answer of a tool."""
+    content = message["content"]
+    is_answer = content.startswith("<tool_response>") and content.endswith("</tool_response>")
+    return message["role"] == "user" and not is_answer
 
 
 def _shielded(content: str) -> str:

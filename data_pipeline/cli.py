@@ -34,7 +34,6 @@ def define_output_flags() -> None:
     """The flags that every stage has."""
     flags.DEFINE_string("output", "", "the folder to write")
     flags.DEFINE_bool("overwrite", False, "replace what an earlier run left in --output")
-    flags.DEFINE_bool("debug", False, "on an error show the traceback")
 
 
 def define_tokenizer_flag() -> None:
@@ -75,18 +74,27 @@ def require(condition: bool, message: str) -> None:
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a command: `main` gets the positional arguments.
 
-    A ValueError, which is what a user can cause, ends as one line on stderr and exit code 1.
+    What a user can cause, a ValueError, or the machine, an OSError (a full disk, a file that may
+    not be read), ends as one line on stderr and exit code 1; with --debug as a traceback.
     """
+    debug = flags.DEFINE_bool("debug", False, "on an error show the traceback")
 
     def guarded(argv: list[str]) -> None:
         try:
             main(argv[1:])
-        except ValueError as error:
-            if flags.FLAGS.debug:
+        except (ValueError, OSError) as error:
+            if debug.value:
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_told(error)}")
 
     app.run(guarded)
+
+
+def _told(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror} (--debug shows where)"
+    return str(error)
 
 
 def _define_flag(field: dataclasses.Field, hint: Any) -> None:

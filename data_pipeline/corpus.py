@@ -1,7 +1,8 @@
 """Corpus files in and out: Parquet and JSONL of conversations, streamed row by row.
 
 A corpus is named by files (.parquet, .jsonl, .jsonl.gz), by folders of them, or by the word
-`embedded`, the sessions that this project ships.
+`embedded`, the sessions that this project ships. A folder that data_pipeline.curate wrote stands
+for its train.parquet alone: what it held out and removed is never read with the rest.
 """
 
 import dataclasses
@@ -15,9 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import records
+from data_pipeline import manifest, records
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
+TRAIN_FILE = "train.parquet"  # of the files that curate writes, the one to train on
 _READ_ROWS = 64  # rows of Parquet decoded at a time: bounds memory, whatever a row group holds
 _WRITE_ROWS = 128  # rows of a written row group; small, so that a worker reads only its own
 _WRITE_BYTES = 64 << 20  # or when the text of a row group reaches this
@@ -44,17 +46,28 @@ class Span:
 
 
 def find_files(corpus: Sequence[str]) -> list[pathlib.Path]:
-    """The files that `corpus` names; folders give their files, sorted.
+    """The files that `corpus` names; folders give their files, sorted, but for hidden ones.
 
     Raises:
-        ValueError: nothing is named, something named is absent or of another kind, or a folder
-            holds no corpus file.
+        ValueError: nothing is named, something named is absent or of another kind, a folder holds
+            no corpus file or is unfinished, or a file is named twice.
     """
     if not corpus:
         raise ValueError(
             "no CORPUS given; name Parquet or JSONL files, folders of them, or embedded"
         )
-    return [path for name in corpus for path in _files_of(name)]
+    found = [path for name in corpus for path in _files_of(name)]
+    _refuse_repeats(found)
+    return found
+
+
+def _refuse_repeats(paths: Sequence[pathlib.Path]) -> None:
+    first_named: dict[pathlib.Path, pathlib.Path] = {}
+    for path in paths:
+        first = first_named.setdefault(path.resolve(), path)
+        if first is not path:
+            also = f", also named {first}" if first != path else ""
+            raise ValueError(f"{path}: this file{also} is in the corpus twice; name it once")
 
 
 def _files_of(name: str) -> list[pathlib.Path]:
@@ -64,7 +77,7 @@ def _files_of(name: str) -> list[pathlib.Path]:
         return [pathlib.Path(embedded.sessions_path())]
     path = pathlib.Path(name)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+        found = _files_under(path)
         if not found:
             raise ValueError(f"{path}: this folder holds no file ending in {', '.join(SUFFIXES)}")
         return found
@@ -75,14 +88,27 @@ def _files_of(name: str) -> list[pathlib.Path]:
     return [path]
 
 
+def _files_under(folder: pathlib.Path) -> list[pathlib.Path]:
+    if manifest.stage_of(folder) == "curate":
+        return [folder / TRAIN_FILE]
+    found: list[pathlib.Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # a cache, or what a stage is about to replace
+            continue
+        if path.is_dir() and not path.is_symlink():
+            found += _files_under(path)
+        elif path.is_file() and path.name.endswith(SUFFIXES):
+            found.append(path)
+    return found
+
+
 def read_rows(path: pathlib.Path) -> Iterator[Row]:
     """All rows of a file, good and bad.
 
     Raises:
         ValueError: the file itself cannot be read, or has no column `conversations`.
     """
-    for span in split_into_spans([path], max_rows=1 << 62):
-        yield from read_span(span[0])
+    yield from read_span(Span(path, 0, num_rows=1 << 62))
 
 
 def read_conversations(spans: Iterable[Span]) -> Iterator[records.Conversation]:
@@ -217,7 +243,9 @@ def _read_jsonl(span: Span) -> Iterator[tuple[str, Any]]:
         if line.strip():
             num_rows += 1
             try:
-                value = json.loads(line)
+                value = json.loads(line.rstrip())
+            except json.JSONDecodeError as error:  # its own line number would be within the line
+                value = ValueError(f"not valid JSON ({error.msg}, column {error.colno})")
             except (ValueError, RecursionError) as error:
                 value = ValueError(f"not valid JSON ({error})")
             yield f"{span.path} line {number}", value

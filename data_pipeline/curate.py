@@ -23,7 +23,7 @@ from rich import table as rich_table
 
 from data_pipeline import chat, cli, corpus, heldout, manifest, records, verdicts
 
-TRAIN_FILE, HELDOUT_FILE, REMOVED_FILE = "train.parquet", "heldout.parquet", "removed.parquet"
+TRAIN_FILE, HELDOUT_FILE, REMOVED_FILE = corpus.TRAIN_FILE, "heldout.parquet", "removed.parquet"
 
 _REMOVED_SCHEMA = records.CORPUS_SCHEMA.append(pa.field("reason", pa.string())).append(
     pa.field("location", pa.string())
@@ -164,7 +164,10 @@ def _refuse(
         names = ", ".join(map(str, files))
         why = collections.Counter(verdict.reasons)
         went = ", ".join(f"{num} {reason}" for reason, num in why.items()) or "it holds no row"
-        raise ValueError(f"{names}: the corpus is empty, no row to train on ({went})")
+        raise ValueError(
+            f"{names}: the corpus is empty, no row to train on ({went}); name other files, or "
+            "loosen --trajectory_filter"
+        )
 
 
 def _choose_heldout(verdict: verdicts.Verdicts, options: CurateOptions) -> frozenset[str]:

@@ -17,7 +17,6 @@ from typing import Any
 import grain
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline import manifest, plan_rows, shards
 
@@ -68,9 +67,11 @@ class Plan:
         if manifest.digest_json(tokens_manifest) != made["inputs"]["tokens"]:
             raise ValueError(f"{tokens}: not the tokens that {folder} was planned on; plan again")
         columns = ["shard", "position", "source", "domain"]
-        index = pq.read_table(tokens / "index.parquet", columns=columns)
-        num_shards = tokens_manifest["counts"]["num_shards"]
+        index = shards.read_index(tokens, columns=columns)
+        counts = tokens_manifest["counts"]
+        num_shards = counts["num_shards"]
         paths = [tokens / shards.shard_name(i, num_shards) for i in range(num_shards)]
+        shards.check_sizes(paths, counts.get("shard_bytes", ()))
         identity = {key: made[key] for key in ("stage", "inputs", "options")}
         plan_hash = made["counts"]["plan_hash"]
         return cls(
@@ -206,7 +207,7 @@ def make_loader(
         start_step: the `step` of an earlier loader resumes it, whatever its other arguments.
         rows: which rows of each global batch this process reads; all of them unless given.
         num_workers: Grain processes that read rows ahead; 0 reads in threads of this one.
-        num_threads: threads that read rows, of each worker.
+        num_threads: threads that read whole batches ahead, of each worker.
 
     Raises:
         ValueError: a step outside of the plan, or rows outside of a batch.

@@ -2,6 +2,9 @@
 
 While a stage works, `unfinished.json` holds what it was asked; a stage that is run again finds
 there whether it may go on. Neither file holds times or paths, so equal runs leave equal bytes.
+
+What `overwrite` replaces waits as `.NAME.replaced` beside the folder until the new output is whole:
+it comes back where the new input turns out to be bad, and a kill leaves it there.
 """
 
 import contextlib
@@ -18,6 +21,7 @@ from typing import Any
 FILE = "manifest.json"
 _UNFINISHED = "unfinished.json"
 _DIGESTS = ".digests.json"
+_OF_A_START = (_DIGESTS, _DIGESTS + ".tmp", _UNFINISHED + ".tmp")  # all that a kill may leave then
 _PACKAGES = ("numpy", "pyarrow", "tokenizers", "transformers", "jinja2", "array-record")
 
 
@@ -56,6 +60,7 @@ def begin(stage: Stage, *, overwrite: bool = False) -> bool:
     folder = stage.output_dir
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output={folder} is a file; name a folder")
+    _settle_replaced(folder)
     for name in (FILE, _UNFINISHED):
         if not (folder / name).exists():
             continue
@@ -63,6 +68,8 @@ def begin(stage: Stage, *, overwrite: bool = False) -> bool:
         differences = _differences(found, stage.identity())
         if not differences:
             _remove_temporaries(folder)
+            if name == FILE:  # a kill may have left both
+                (folder / _UNFINISHED).unlink(missing_ok=True)
             return name == FILE
         if not overwrite or found.get("stage") != stage.name:
             raise ValueError(
@@ -70,14 +77,14 @@ def begin(stage: Stage, *, overwrite: bool = False) -> bool:
                 f"settings: {'; '.join(differences)}; choose another folder"
                 + (" or add --overwrite" if found.get("stage") == stage.name else "")
             )
-        shutil.rmtree(folder)
+        _set_aside(folder)
         break
-    if folder.is_dir() and any(p.name != _DIGESTS for p in folder.iterdir()):
+    if folder.is_dir() and any(p.name not in _OF_A_START for p in folder.iterdir()):
         raise ValueError(
             f"--output={folder} is not empty and holds no output of `{stage.name}`; "
             "choose another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.resolve().mkdir(parents=True, exist_ok=True)
     write_json(folder / _UNFINISHED, stage.identity())
     return False
 
@@ -90,19 +97,30 @@ def complete(stage: Stage, counts: Mapping[str, Any]) -> None:
         stage.identity() | {"counts": dict(counts), "versions": versions},
     )
     (stage.output_dir / _UNFINISHED).unlink()
+    _settle_replaced(stage.output_dir)
 
 
 @contextlib.contextmanager
 def discard_on_error(stage: Stage) -> Iterator[None]:
     """Where the input or a setting turns out to be bad, remove what was written for it.
 
-    After a kill the folder stays, and the same command goes on in it.
+    What it was to replace comes back. After a kill the folder stays, and the same command goes on
+    in it.
     """
     try:
         yield
     except ValueError:
-        shutil.rmtree(stage.output_dir)
+        _remove(stage.output_dir)
+        _settle_replaced(stage.output_dir)
         raise
+
+
+def discard(folder: pathlib.Path, *, stage: str) -> None:
+    """Remove a folder that holds output of `stage`, finished or not; leave any other."""
+    for name in (FILE, _UNFINISHED):
+        if (folder / name).exists() and read_json(folder / name).get("stage") == stage:
+            _remove(folder)
+            return
 
 
 def read(folder: pathlib.Path, *, stage: str) -> dict[str, Any]:
@@ -123,6 +141,22 @@ def read(folder: pathlib.Path, *, stage: str) -> dict[str, Any]:
             f"{path}: this is the output of data_pipeline.{found.get('stage')}, not of {stage}"
         )
     return found
+
+
+def stage_of(folder: pathlib.Path) -> str:
+    """The stage whose finished output a folder holds; empty where it holds none.
+
+    Raises:
+        ValueError: the output is unfinished.
+    """
+    if made := _stage_in(folder / FILE):
+        return made
+    if begun := _stage_in(folder / _UNFINISHED):
+        raise ValueError(
+            f"{folder}: the output of data_pipeline.{begun} is unfinished; give its command again, "
+            "or remove the folder"
+        )
+    return ""
 
 
 def digest_files(
@@ -193,6 +227,58 @@ def _version(package: str) -> str:
 def _remove_temporaries(folder: pathlib.Path) -> None:
     for path in folder.rglob("*.tmp"):  # of a run that was killed
         path.unlink()
+
+
+def _stage_in(path: pathlib.Path) -> str:
+    """The stage that a manifest is of; empty where the file is absent or not one of ours."""
+    try:
+        found = read_json(path)
+    except (ValueError, FileNotFoundError):
+        return ""
+    return found.get("stage", "") if "inputs" in found and "options" in found else ""
+
+
+def _replaced(folder: pathlib.Path) -> pathlib.Path:
+    real = folder.resolve()
+    return real.with_name(f".{real.name}.replaced")
+
+
+def _set_aside(folder: pathlib.Path) -> None:
+    if folder.samefile("."):
+        raise ValueError(
+            f"--output={folder} is the working folder, which cannot be replaced; give the command "
+            "in another one"
+        )
+    if _replaced(folder).exists():  # what stands here was itself to replace it, and was not whole
+        _remove(folder)
+    else:
+        folder.resolve().rename(_replaced(folder))
+
+
+def _settle_replaced(folder: pathlib.Path) -> None:
+    """What was set aside goes when the new output is whole, and comes back when none is begun."""
+    replaced = _replaced(folder)
+    if not replaced.exists():
+        return
+    if (folder / FILE).exists():
+        shutil.rmtree(replaced)
+    elif not (folder / _UNFINISHED).exists():
+        _remove(folder)
+        replaced.rename(folder.resolve())
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove a folder; a kill on the way leaves it known as ours, and as unfinished."""
+    if not folder.exists():
+        return
+    if (folder / FILE).exists():
+        os.replace(folder / FILE, folder / _UNFINISHED)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _UNFINISHED:
+            path.unlink()
+    shutil.rmtree(folder.resolve())
 
 
 def _as_json(value: Any) -> Any:

@@ -15,12 +15,11 @@ import pathlib
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import flags
 from rich import console as rich_console
 from rich import table as rich_table
 
-from data_pipeline import cli, curriculum, manifest, pieces, plan_report, plan_rows
+from data_pipeline import cli, curriculum, manifest, pieces, plan_report, plan_rows, shards
 
 _Curriculum = curriculum.Curriculum  # inside PlanOptions the module's name is a setting's
 
@@ -96,7 +95,7 @@ def make_plan(
 
 def _make(stage: manifest.Stage, tokens_dir: pathlib.Path, options: PlanOptions) -> dict[str, Any]:
     output_dir = stage.output_dir
-    index = pq.read_table(tokens_dir / "index.parquet")
+    index = shards.read_index(tokens_dir)
     parts = pieces.make_pieces(index, row_length=options.row_length, overlong=options.overlong)
     stages = _stages(index, parts, options)
     digest = plan_rows.write(

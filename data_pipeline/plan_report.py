@@ -134,6 +134,12 @@ def _lengths_by_source(index: pa.Table) -> tuple[list[np.ndarray], list[str]]:
     shown, rest = names[:_MAX_SOURCES_SHOWN].tolist(), names[_MAX_SOURCES_SHOWN:]
     num_tokens = index["num_tokens"].to_numpy()
     lengths = [num_tokens[sources == name] for name in shown]
+    labels = [_label(name) for name in shown]
     if len(rest):
-        return [*lengths, num_tokens[np.isin(sources, rest)]], [*shown, "others"]
-    return lengths, shown
+        return [*lengths, num_tokens[np.isin(sources, rest)]], [*labels, "others"]
+    return lengths, labels
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it: `$` would begin a formula, `_` in front would hide it."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

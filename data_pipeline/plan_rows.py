@@ -116,10 +116,12 @@ def read(folder: pathlib.Path, *, settings_digest: str, plan_hash: str) -> RowTa
         arrays += [chunk.values.field(name).to_numpy() for name in _COLUMNS]
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"{path}: cannot be read ({error}); plan again with --overwrite"
+            f"{path}: cannot be read ({error}); remove the folder and plan again"
         ) from error
     if _digest(arrays, settings_digest) != plan_hash:
-        raise ValueError(f"{path}: not the rows whose hash is in the manifest; plan again")
+        raise ValueError(
+            f"{path}: not the rows whose hash is in the manifest; remove the folder and plan again"
+        )
     return RowTable(*arrays)
 
 

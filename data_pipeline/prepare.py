@@ -88,6 +88,8 @@ def _prepare(
     overwrite: bool,
 ) -> PreparedPaths:
     tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
+    # Here only to fail, if it must, before the corpus is read and anything is replaced.
+    chat.ChatTokenizer(tokenizer, think=options.tokenization.think)
     curated = curate.curate(
         corpus,
         output_dir=output / "corpus",
@@ -111,7 +113,17 @@ def _prepare(
     rows_of(curated.train, output, options.planning)
     if curated.heldout:
         rows_of(curated.heldout, output / "heldout", _heldout_planning(options))
+    else:
+        _discard_heldout(output / "heldout")
     return prepared_paths(output)
+
+
+def _discard_heldout(folder: pathlib.Path) -> None:
+    """Remove what an earlier run with other settings held out; nothing would read it."""
+    manifest.discard(folder / "plan", stage="plan")
+    manifest.discard(folder / "tokens", stage="tokenize")
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
@@ -122,12 +134,15 @@ def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
     """
     output = pathlib.Path(folder)
     manifest.read(output / "corpus", stage="curate")
-    held = output / "heldout" if (output / "corpus" / "heldout.parquet").exists() else None
+    heldout_corpus = output / "corpus" / curate.HELDOUT_FILE
+    held = output / "heldout" if heldout_corpus.exists() else None
+    for parent in (output, held) if held else (output,):
+        manifest.read(parent / "plan", stage="plan")
     return PreparedPaths(
-        train_corpus=output / "corpus" / "train.parquet",
+        train_corpus=output / "corpus" / curate.TRAIN_FILE,
         train_tokens=output / "tokens",
         train_plan=output / "plan",
-        heldout_corpus=output / "corpus" / "heldout.parquet" if held else None,
+        heldout_corpus=heldout_corpus if held else None,
         heldout_tokens=held / "tokens" if held else None,
         heldout_plan=held / "plan" if held else None,
     )

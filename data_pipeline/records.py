@@ -1,12 +1,15 @@
 """What a corpus holds, a `Conversation`, and what it becomes, an `Example` of tokens.
 
-Both are checked when they are made: everything behind this file trusts them. Files of them are read
-and written by `corpus` (Parquet, JSONL) and `shards` (ArrayRecord).
+A row is checked where a Conversation is made of it, an Example's mask where it is made: everything
+behind this file trusts them. Files of them are read and written by `corpus` (Parquet, JSONL) and
+`shards` (ArrayRecord).
 """
 
 import dataclasses
 import hashlib
 import json
+import math
+import reprlib
 import struct
 import zlib
 from collections.abc import Mapping
@@ -16,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 ROLES = ("system", "user", "assistant", "tool")
+_KEYS = ("role", "content")  # of a turn
+_NUM_SHOWN = 3  # faults told of one row
 
 # The columns of nvidia/Nemotron-Terminal-Corpus, and behind `source` our own.
 METADATA_TYPES: dict[str, type] = {
@@ -98,7 +103,9 @@ def conversation_from_row(row: Any, *, location: str) -> Conversation:
         elif name != "conversations" and value is not None:
             extra[name] = value
     if faults:
-        raise ValueError(f"{location}: " + "; ".join(faults))
+        more = len(faults) - _NUM_SHOWN
+        told = [*faults[:_NUM_SHOWN], f"and {more} more"] if more > 0 else faults
+        raise ValueError(f"{location}: " + "; ".join(told))
     return Conversation(tuple(messages), metadata, location, extra)
 
 
@@ -117,15 +124,27 @@ def _messages_from(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:
 def _turn_faults(turn: Any) -> list[str]:
     if not isinstance(turn, Mapping):
         return [f"must be an object {{role, content}}, not {type(turn).__name__}"]
-    faults = []
+    if {"from", "value"} <= turn.keys():
+        return ["has its role and text in from, value; name them role, content"]
+    faults = [_unknown_key(key) for key in turn if key not in _KEYS and turn[key] is not None]
     if turn.get("role") not in ROLES:
-        faults.append(f"has the unknown role {turn.get('role')!r}; roles are {', '.join(ROLES)}")
+        role = reprlib.repr(turn.get("role"))
+        faults.append(f"has the unknown role {role}; roles are {', '.join(ROLES)}")
     content = turn.get("content")
     if not isinstance(content, str):
         faults.append(f"has content of type {type(content).__name__}, not a string")
     elif not _is_unicode(content):
         faults.append("holds half of a surrogate pair, which no text file can")
     return faults
+
+
+def _unknown_key(key: str) -> str:
+    way_out = (
+        "put it into content, as <think>...</think> before the reply"
+        if key == "reasoning_content"
+        else "write what it says into content, or remove it"
+    )
+    return f"has `{key}`, which is not part of the schema; {way_out}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -138,14 +157,26 @@ def _is_unicode(text: str) -> bool:
 
 def _metadata_from(name: str, value: Any, faults: list[str]) -> Any:
     kind = METADATA_TYPES[name]
-    if isinstance(value, kind):
+    if isinstance(value, str) and not _is_unicode(value):
+        faults.append(f"`{name}` holds half of a surrogate pair, which no text file can")
+    elif kind is float and isinstance(value, (int, float)):  # a bool too: `reward: true` is 1.0
+        if _is_finite(value):
+            return float(value)
+        faults.append(f"`{name}` is {reprlib.repr(value)}; give a finite number, or leave it out")
+    elif isinstance(value, kind):
         return value
-    if kind is float and isinstance(value, int):  # a bool too: `reward: true` is 1.0
-        return float(value)
-    if kind is str and isinstance(value, (int, float)):  # e.g. episode: 3
+    elif kind is str and isinstance(value, (int, float)):  # e.g. episode: 3
         return str(value)
-    faults.append(f"`{name}` is {value!r}, not a {kind.__name__}")
+    else:
+        faults.append(f"`{name}` is {reprlib.repr(value)}, not a {kind.__name__}")
     return None
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int larger than any float
+        return False
 
 
 def _extra_from(text: str, faults: list[str]) -> Mapping[str, Any]:
@@ -169,6 +200,11 @@ class Example:
     turn_is_assistant: np.ndarray  # uint8 [N]
     id: str  # hex digest of the conversation
     source: str
+
+    def __post_init__(self):
+        if not self.loss_mask.any() or self.loss_mask.all():
+            only = "zeros, so nothing is learnt" if not self.loss_mask.any() else "ones"
+            raise ValueError(f"the loss mask holds only {only}; remove the row")
 
     def loss_spans(self) -> tuple[np.ndarray, np.ndarray]:
         """Starts and ends of the runs of loss tokens, int32 each."""

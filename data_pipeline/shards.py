@@ -1,14 +1,20 @@
-"""Examples on disk: ArrayRecord shards with random access."""
+"""Examples on disk: ArrayRecord shards with random access, and the index of them."""
 
+import contextlib
 import pathlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 
 from data_pipeline import records
 
+INDEX_FILE = "index.parquet"  # one row an example
+
+_WAY_OUT = "remove the folder and run data_pipeline.tokenize again"
 _WRITER_OPTIONS = "group_size:1,zstd:3"  # each record can be read alone
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # as its documentation asks for
 
@@ -19,19 +25,71 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 
 def write_shard(examples: Iterable[records.Example], path: pathlib.Path) -> None:
-    """Write a shard, atomically."""
+    """Write a shard, atomically.
+
+    Raises:
+        OSError: it cannot be written; the disk is full, say.
+    """
     temporary = path.with_name(path.name + ".tmp")
     writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
     try:
         for example in examples:
-            writer.write(records.example_to_bytes(example))
-        writer.close()
+            record = records.example_to_bytes(example)
+            with _os_errors(path):
+                writer.write(record)
+        with _os_errors(path):
+            writer.close()
     except BaseException:
         if writer.is_open():
-            writer.close()
+            with contextlib.suppress(RuntimeError):
+                writer.close()
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _os_errors(path: pathlib.Path) -> Iterator[None]:
+    """ArrayRecord tells of a disk that refuses by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def check_sizes(paths: Sequence[pathlib.Path], sizes: Sequence[int]) -> None:
+    """See that the shards are as long as they were when they were written, without reading them.
+
+    Raises:
+        ValueError: naming those that are not.
+    """
+    if len(sizes) != len(paths):
+        raise ValueError(
+            f"{paths[0].parent}: {len(paths)} shards, and its manifest has the sizes of "
+            f"{len(sizes)}; {_WAY_OUT}"
+        )
+    found = [path.stat().st_size if path.is_file() else None for path in paths]
+    faults = [
+        f"{path} is absent" if now is None else f"{path} holds {now:,} bytes, not {then:,}"
+        for path, now, then in zip(paths, found, sizes, strict=True)
+        if now != then
+    ]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"{'; '.join(faults[:3])}{more}; {_WAY_OUT}")
+
+
+def read_index(folder: pathlib.Path, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index of a folder of shards.
+
+    Raises:
+        ValueError: it is absent or damaged.
+    """
+    path = folder / INDEX_FILE
+    try:
+        return pq.read_table(path, columns=list(columns) if columns else None)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {_WAY_OUT}") from error
 
 
 class ShardReader:
@@ -61,7 +119,7 @@ class ShardReader:
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise ValueError(
                 f"{path} record {position}: cannot be read ({error}); the shard is truncated or "
-                "damaged: remove the folder and run data_pipeline.tokenize again"
+                f"damaged: {_WAY_OUT}"
             ) from error
 
     def _reader(self, shard: int) -> Any:

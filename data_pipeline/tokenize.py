@@ -21,9 +21,8 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from data_pipeline import chat, cli, corpus, manifest, tokenize_shard
+from data_pipeline import chat, cli, corpus, manifest, shards, tokenize_shard
 
-INDEX_FILE = "index.parquet"
 # Below this much text the start of the processes (3 s each) costs more than they give.
 _PROCESS_BYTES = 64 << 20
 
@@ -101,7 +100,8 @@ def _tasks(
 ) -> list[tokenize_shard.Task]:
     pieces = corpus.split_into_spans(files, max_rows=options.shard_examples)
     if not pieces:
-        raise ValueError(f"{', '.join(map(str, files))}: the corpus is empty, no row to tokenize")
+        names = ", ".join(map(str, files))
+        raise ValueError(f"{names}: the corpus is empty, no row to tokenize; name other files")
     of_tokenizer = {k: v for k, v in stage.inputs.items() if k.startswith("tokenizer/")}
     parts_dir = stage.output_dir / "parts"
     parts_dir.mkdir(exist_ok=True)
@@ -126,10 +126,16 @@ def _num_processes(
     options: TokenizeOptions,
 ) -> int:
     """How many processes to start; 0 works in this one, whose tokenizer uses threads."""
-    wanted = options.num_workers or len(os.sched_getaffinity(0))
     if not options.num_workers and sum(file.stat().st_size for file in files) < _PROCESS_BYTES:
         return 0
+    wanted = options.num_workers or _num_cores()
     return min(wanted, len(tasks)) if wanted > 1 else 0
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _run_tasks(
@@ -170,7 +176,7 @@ def _results(todo: Sequence[tokenize_shard.Task], num_processes: int) -> Iterato
 
 def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None:
     """Join the parts of the index and write the manifest."""
-    path = stage.output_dir / INDEX_FILE
+    path = stage.output_dir / shards.INDEX_FILE
     temporary = path.with_name(path.name + ".tmp")
     counts = dict.fromkeys(("num_tokens", "num_loss_tokens", "num_turns"), 0)
     num_examples = 0
@@ -182,7 +188,9 @@ def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None
             for name in counts:
                 counts[name] += int(part[name].to_numpy().sum())
     temporary.replace(path)
-    manifest.complete(stage, {"num_examples": num_examples, "num_shards": len(tasks), **counts})
+    counts |= {"num_examples": num_examples, "num_shards": len(tasks)}
+    sizes = [task.shard_path.stat().st_size for task in tasks]
+    manifest.complete(stage, counts | {"shard_bytes": sizes})
     for task in tasks:
         task.part_path.unlink()
     tasks[0].parts_dir.rmdir()

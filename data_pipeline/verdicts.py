@@ -85,7 +85,7 @@ def _reason(row: corpus.Row, forged: re.Pattern[str], trajectory_filter: Traject
         return FORGED
     if trajectory_filter == "complete" and not is_complete(conversation):
         return INCOMPLETE
-    if trajectory_filter == "success" and (conversation.get("reward") or 0) < 1:
+    if trajectory_filter == "success" and not (conversation.get("reward") or 0) >= 1:
         return UNSUCCESSFUL
     return ""
 

@@ -6,7 +6,8 @@ Reading and writing Hugging Face's `config.json` lives here, so that one file kn
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 
@@ -121,6 +122,32 @@ _HF_NAMES = {
     "max_positions": "max_position_embeddings",
 }
 
+# What a value of config.json must be, in words -> whether it is.
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "a positive integer": lambda x: type(x) is int and x > 0,
+    "a positive number": lambda x: type(x) in (int, float) and 0 < x < 1e300,  # NaN is not
+    "a number of at least 1": lambda x: type(x) in (int, float) and 1 <= x < 1e300,
+    "true or false": lambda x: type(x) is bool,
+}
+_REQUIRED = {
+    **dict.fromkeys(_HF_NAMES.values(), "a positive integer"),
+    "tie_word_embeddings": "true or false",
+    "rms_norm_eps": "a positive number",
+    "rope_theta": "a positive number",
+}
+_OPTIONAL = {"head_dim": "a positive integer"}
+_ROPE_REQUIRED = {
+    "default": {},
+    "linear": {"factor": "a number of at least 1"},
+    "yarn": {"factor": "a number of at least 1"},
+}
+_YARN_OPTIONAL = {
+    "original_max_position_embeddings": "a positive integer",
+    "beta_fast": "a positive number",
+    "beta_slow": "a positive number",
+    "attention_factor": "a positive number",
+}
+
 
 def from_hf_folder(folder: str | pathlib.Path) -> ModelConfig:
     """The architecture that `folder`/config.json describes.
@@ -130,13 +157,13 @@ def from_hf_folder(folder: str | pathlib.Path) -> ModelConfig:
     """
     path = pathlib.Path(folder) / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path} is missing: {folder} is not a Hugging Face model folder; "
             "give the folder that holds config.json and the safetensors"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # UnicodeDecodeError is one as well
         raise ValueError(f"{path} is not JSON ({error}); copy or download it again") from error
     _require(
         isinstance(values, dict),
@@ -147,30 +174,26 @@ def from_hf_folder(folder: str | pathlib.Path) -> ModelConfig:
 
 
 def from_hf_json(values: Mapping[str, Any], name: str) -> ModelConfig:
-    """The architecture in the values of a `config.json`; `name` stands for it in errors."""
-    missing = sorted(hf for hf in _HF_NAMES.values() if hf not in values)
-    faults = [f"{hf} is missing" for hf in missing]
-    expected = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False,
-                "use_sliding_window": False, "attention_dropout": 0.0}  # fmt: skip
-    faults += [
-        f"{key}={values[key]!r} is not supported, only {wanted!r}"
-        for key, wanted in expected.items()
-        if values.get(key, wanted) != wanted
-    ]
-    if "model_type" not in values:
-        faults.append("model_type is missing")
-    _require(not faults, f"{name} is not a Qwen3 dense model: " + "; ".join(faults))
+    """The architecture in the values of a `config.json`; `name` stands for it in errors.
+
+    Raises:
+        ValueError: naming every value that is missing, malformed or not built.
+    """
+    key, rope = _rope_values(values)
+    if isinstance(rope, Mapping) and "rope_theta" in rope:
+        values = {**values, "rope_theta": rope["rope_theta"]}
+    faults = _unsupported(values) + _faults(values, _REQUIRED, _OPTIONAL) + _rope_faults(key, rope)
+    _require(not faults, f"{name} is not a Qwen3 dense model: {'; '.join(faults)}")
     fields = {field: values[hf] for field, hf in _HF_NAMES.items()}
-    rope = values.get("rope_parameters") or {}  # transformers 5; hub files have the two older keys
-    scaling = rope or values.get("rope_scaling") or {}
-    theta = rope.get("rope_theta", values.get("rope_theta"))
-    if theta is None:
-        raise ValueError(f"{name}: neither rope_theta nor rope_parameters.rope_theta is there")
-    head_dim = values.get("head_dim") or fields["embed_dim"] // fields["num_heads"]
-    return ModelConfig(
-        **fields, head_dim=head_dim, rope_theta=float(theta),
-        rope_scaling=_scaling_from_hf(scaling, fields["max_positions"], name),
-    )  # fmt: skip
+    try:
+        return ModelConfig(
+            **fields,
+            head_dim=values.get("head_dim") or fields["embed_dim"] // fields["num_heads"],
+            rope_theta=float(values["rope_theta"]),
+            rope_scaling=_scaling_from_hf(rope, fields["max_positions"]),
+        )
+    except ValueError as error:  # values that do not fit each other
+        raise ValueError(f"{name}: {_in_hf_names(str(error))}") from error
 
 
 def to_hf_json(model: ModelConfig) -> dict[str, Any]:
@@ -185,25 +208,79 @@ def to_hf_json(model: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _scaling_from_hf(values: Mapping[str, Any], max_positions: int, name: str) -> RopeScaling:
-    kind = values.get("rope_type", values.get("type", "default"))
+def _unsupported(values: Mapping[str, Any]) -> list[str]:
+    expected = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False,
+                "use_sliding_window": False, "attention_dropout": 0.0}  # fmt: skip
+    faults = [
+        f"{key}={values[key]!r} is not supported, only {wanted!r}"
+        for key, wanted in expected.items()
+        if values.get(key, wanted) != wanted
+    ]
+    return faults + ([] if "model_type" in values else ["model_type is missing"])
+
+
+def _faults(
+    values: Mapping[str, Any],
+    required: Mapping[str, str],
+    optional: Mapping[str, str],
+    prefix: str = "",
+) -> list[str]:
+    """What is missing or breaks its rule; an optional value may be null."""
+    faults = [f"{prefix}{key} is missing" for key in sorted(required.keys() - values.keys())]
+    rules = {key: rule for key, rule in required.items() if key in values}
+    rules |= {key: rule for key, rule in optional.items() if values.get(key) is not None}
+    return faults + [
+        f"{prefix}{key}={values[key]!r} must be {rule}"
+        for key, rule in rules.items()
+        if not _RULES[rule](values[key])
+    ]
+
+
+def _rope_values(values: Mapping[str, Any]) -> tuple[str, Any]:
+    """RoPE's key and values: transformers 5's, or the hub's files' older `rope_scaling`."""
+    key = "rope_scaling" if values.get("rope_parameters") in (None, {}) else "rope_parameters"
+    found = values.get(key)
+    return key, {} if found is None else found
+
+
+def _rope_kind(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _rope_faults(key: str, rope: Any) -> list[str]:
+    if not isinstance(rope, Mapping):
+        return [f"{key}={rope!r} must be an object or null"]
+    kind = _rope_kind(rope)
+    if kind not in list(_ROPE_REQUIRED):  # a list: it may be of any type
+        return [f"{key}.rope_type={kind!r} is not supported, only 'default', 'linear' and 'yarn'"]
+    is_yarn = kind == "yarn"
+    faults = _faults(rope, _ROPE_REQUIRED[kind], _YARN_OPTIONAL if is_yarn else {}, f"{key}.")
+    unsupported = sorted({"mscale", "mscale_all_dim", "truncate"} & set(rope))
+    if is_yarn and unsupported:
+        faults.append(f"{key}: YaRN's {unsupported} are not supported; Qwen3 has none")
+    return faults
+
+
+def _in_hf_names(message: str) -> str:
+    """An error of ModelConfig in the words of config.json."""
+    for field, hf in _HF_NAMES.items():
+        message = re.sub(rf"\b(config\.model\.)?{field}=", f"{hf}=", message)
+    return message.replace("config.model.head_dim=", "head_dim=")
+
+
+def _scaling_from_hf(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+    kind = _rope_kind(rope)
     if kind == "default":
         return RopeScaling()
-    _require(
-        kind in ("linear", "yarn"),
-        f"{name}: rope_type={kind!r} is not supported, only 'default', 'linear' and 'yarn'",
-    )
     if kind == "linear":
-        return RopeScaling(kind="linear", factor=float(values["factor"]))
-    unsupported = sorted({"mscale", "mscale_all_dim", "truncate"} & set(values))
-    _require(not unsupported, f"{name}: YaRN's {unsupported} are not supported; Qwen3 has none")
+        return RopeScaling(kind="linear", factor=float(rope["factor"]))
     return RopeScaling(
         kind="yarn",
-        factor=float(values["factor"]),
-        original_max_positions=values.get("original_max_position_embeddings") or max_positions,
-        beta_fast=float(values.get("beta_fast") or 32.0),
-        beta_slow=float(values.get("beta_slow") or 1.0),
-        attention_factor=values.get("attention_factor"),
+        factor=float(rope["factor"]),
+        original_max_positions=rope.get("original_max_position_embeddings") or max_positions,
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        attention_factor=rope.get("attention_factor"),
     )
 
 

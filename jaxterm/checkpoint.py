@@ -62,7 +62,7 @@ class Checkpointer:
         self._manager.save(
             progress.step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params, save_args=jax.tree.map(_chunked, params)),
+                params=ocp.args.StandardSave(params, save_args=params_save_args(params)),
                 optimizer=ocp.args.StandardSave(optimizer),
                 progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 config=ocp.args.JsonSave(config_values(run.model, run)),
@@ -83,12 +83,14 @@ class Checkpointer:
         )
         return restored["params"], restored["optimizer"], Progress(**restored["progress"])
 
-    def wait(self) -> None:
-        """Until what was saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Wait, then let go of Orbax's threads."""
+        """Wait for what is being saved, then let go of Orbax's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -127,11 +129,19 @@ def load_model_config(step_dir: epath.PathLike) -> architecture.ModelConfig:
     path = epath.Path(step_dir) / "config" / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        of_model = values["model"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is missing or not JSON; the checkpoint is not complete"
+            f"{path} is missing, not JSON or without a model ({error!r}): the checkpoint is not "
+            "complete; take another, or convert the Hugging Face folder again"
         ) from error
-    return config.from_config_dict(values["model"], architecture.ModelConfig)
+    return config.from_config_dict(of_model, architecture.ModelConfig)
+
+
+def load_progress(step_dir: epath.PathLike) -> Progress:
+    """Where the run stood that wrote the checkpoint in `step_dir`."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return Progress(**checkpointer.restore(epath.Path(step_dir).resolve() / "progress"))
 
 
 def load_params(step_dir: epath.PathLike, abstract_params: model.Params) -> model.Params:
@@ -147,9 +157,18 @@ def load_params(step_dir: epath.PathLike, abstract_params: model.Params) -> mode
         return checkpointer.restore(folder, abstract_params)
 
 
-def _chunked(_: jax.Array) -> ocp.SaveArgs:
-    """Pieces small enough for a converter that never holds a whole array."""
-    return ocp.SaveArgs(chunk_byte_size=64 * 2**20)
+def params_save_args(params: model.Params) -> Any:
+    """How Orbax is to cut the parameters: for a converter that never holds a whole array.
+
+    A chunk has one layer. Left to itself Orbax keeps all layers together and cuts the sharded dim
+    again and again: chunks of a few columns, whose rows are a few bytes long in a tensor's file.
+    """
+
+    def describe(path: tuple[Any, ...], _: Any) -> ocp.SaveArgs:
+        is_stacked = path[0] == jax.tree_util.DictKey("layers")
+        return ocp.SaveArgs(chunk_byte_size=64 * 2**20, shard_axes=(0,) if is_stacked else ())
+
+    return jax.tree_util.tree_map_with_path(describe, params)
 
 
 def _check_same_tree(folder: epath.Path, stored: Any, wanted: model.Params) -> None:

@@ -4,7 +4,9 @@
 everything saved; run the same command again (EX_TEMPFAIL of sysexits.h).
 """
 
+import difflib
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -37,17 +39,52 @@ def run(main: Callable[[config.TrainConfig, pathlib.Path], int | None]) -> None:
             if arguments[1:]:
                 raise ValueError(f"unexpected arguments {arguments[1:]}; options begin with --")
             code = main(config.from_config_dict(CONFIG.value), _workdir())
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if DEBUG.value:
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_reason(error)}")
         sys.exit(code)
 
     # --help of the entry point shows the flags that are declared here.
     flags.disclaim_key_flags()
     flags.adopt_module_key_flags(sys.modules[__name__])
     flags.mark_flag_as_required("config")
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """The arguments that are no flags; ml_collections meets a wrong --config with a traceback."""
+    # --flagfile=FILE may hold overrides too.
+    faults = _config_faults(flags.FLAGS.read_flags_from_files(arguments[1:], force_gnu=False))
+    if faults:
+        sys.exit("error: " + "; ".join(faults))
+    return app.parse_flags_with_usage(arguments)
+
+
+def _config_faults(arguments: list[str]) -> list[str]:
+    """What is wrong with --config, and with the names of the settings after it."""
+    faults = []
+    known = config.setting_names()
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            path = (following if match[1] is None else match[1]).split(":")[0]
+            if not pathlib.Path(path).is_file():
+                faults.append(f"--config={path}: there is no such file; give one of configs/")
+        elif match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            if match[1] in known:
+                continue
+            close = difflib.get_close_matches(match[1], known, 1)
+            hint = f"did you mean --config.{close[0]}? " if close else ""
+            faults.append(
+                f"--config.{match[1]}: unknown setting; {hint}jaxterm/config.py has them all"
+            )
+    return faults
+
+
+def _reason(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _workdir() -> pathlib.Path:

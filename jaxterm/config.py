@@ -25,11 +25,15 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_choice(setting: str, value: Any, choices: Any) -> None:
-    allowed = typing.get_args(choices)
-    _require(
-        value in allowed, f"{setting}={value!r} must be one of {', '.join(map(repr, allowed))}"
-    )
+def _check_choices(settings: Any, section: str) -> None:
+    """Every field annotated as a Literal holds one of its values."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        if typing.get_origin(hint) is Literal:
+            value, allowed = getattr(settings, name), typing.get_args(hint)
+            _require(
+                value in allowed,
+                f"{section}.{name}={value!r} must be one of {', '.join(map(repr, allowed))}",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,7 @@ class ComputeConfig:
     loss_chunk_tokens: int = 1024  # positions of a row whose logits exist at one time
 
     def __post_init__(self):
-        _require_choice("config.compute.param_dtype", self.param_dtype, DType)
-        _require_choice("config.compute.compute_dtype", self.compute_dtype, DType)
-        _require_choice("config.compute.remat", self.remat, RematPolicy)
-        _require_choice("config.compute.attention", self.attention,
-                        Literal["auto", "reference", "blockwise"])  # fmt: skip
+        _check_choices(self, "config.compute")
         for name in ("attention_block", "loss_chunk_tokens"):
             value = getattr(self, name)
             _require(value > 0, f"config.compute.{name}={value} must be positive")
@@ -66,7 +66,7 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Sizes of the mesh axes; exactly one may be -1 and takes the devices that are left."""
+    """Sizes of the mesh axes; at most one may be -1 and takes the devices that are left."""
 
     data: int = 1  # copies of the model; across slices, over the data-centre network
     fsdp: int = -1  # rows of the batch, and the parameters cut along their embed dim
@@ -123,14 +123,17 @@ class DataConfig:
     num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process
 
     def __post_init__(self):
-        _require_choice("config.data.think", self.think, Literal["keep", "strip_history"])
-        _require_choice("config.data.overlong", self.overlong, Literal["split", "truncate", "drop"])
+        _check_choices(self, "config.data")
         for name in ("row_length", "global_batch_size", "epochs"):
             value = getattr(self, name)
             _require(value > 0, f"config.data.{name}={value} must be positive")
         _require(
             0 <= self.heldout_fraction < 1,
             f"config.data.heldout_fraction={self.heldout_fraction} must be in [0, 1)",
+        )
+        _require(
+            self.num_workers >= 0,
+            f"config.data.num_workers={self.num_workers} must not be negative",
         )
 
 
@@ -149,17 +152,18 @@ class OptimizerConfig:
     num_micro_batches: int = 1  # a step's batch is computed in this many parts
 
     def __post_init__(self):
-        _require(self.peak_lr > 0, f"config.optimizer.peak_lr={self.peak_lr} must be positive")
-        for name in ("warmup_fraction", "final_lr_fraction", "beta1", "beta2"):
+        for name in ("peak_lr", "epsilon", "num_micro_batches"):
+            value = getattr(self, name)
+            _require(value > 0, f"config.optimizer.{name}={value} must be positive")
+        for name in ("warmup_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"config.optimizer.{name}={value} must be in [0, 1]")
+        for name in ("beta1", "beta2"):  # 1: Adam's correction of the bias divides by zero
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"config.optimizer.{name}={value} must be in [0, 1)")
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             _require(value >= 0, f"config.optimizer.{name}={value} must not be negative")
-        _require(
-            self.num_micro_batches > 0,
-            f"config.optimizer.num_micro_batches={self.num_micro_batches} must be positive",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,9 +197,10 @@ class ExportConfig:
     enabled: bool = True
     dtype: DType = "bfloat16"
     max_shard_gb: float = 5.0
+    eos: Literal["refuse", "fix"] = "refuse"  # a start whose eos ids lack what ends trained turns
 
     def __post_init__(self):
-        _require_choice("config.export.dtype", self.dtype, DType)
+        _check_choices(self, "config.export")
         _require(
             self.max_shard_gb > 0,
             f"config.export.max_shard_gb={self.max_shard_gb} must be positive",
@@ -263,6 +268,16 @@ def validate_on_devices(config: TrainConfig, num_devices: int) -> dict[str, int]
         + "; change those settings or --config.mesh",
     )
     return sizes
+
+
+def setting_names(schema: type = TrainConfig) -> list[str]:
+    """What may stand behind `--config.`: sections, and settings as `section.name`."""
+    names = []
+    for name, hint in typing.get_type_hints(schema).items():
+        names.append(name)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            names += [f"{name}.{inner}" for inner in setting_names(hint)]
+    return names
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

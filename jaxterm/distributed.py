@@ -1,16 +1,18 @@
 """Several processes as one run: joining them, doing a thing once, stopping together.
 
 Every process runs the same program. Process 0 writes what is written once (folders of the start,
-metrics, summaries); the others wait for it at a barrier. A TPU pod, GKE, SLURM and Open MPI are
+metrics, summaries); the others wait for its word. A TPU pod, GKE, SLURM and Open MPI are
 recognised by jax itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 """
 
+import itertools
 import os
 import signal
 import types
 from collections.abc import Callable
 
 import jax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 # What makes jax.distributed find the other processes by itself.
@@ -20,6 +22,10 @@ _CLUSTER_VARIABLES = (
 )  # fmt: skip
 
 _UNSET = -1  # jax's own default of jax_num_cpu_devices
+
+_DONE, _FAILED = "done", "failed"
+_LONGEST_WORK_MS = 7 * 24 * 3600 * 1000
+_calls_of_once = itertools.count()  # the same in all processes: they call in the same order
 
 
 def start(num_cpu_devices: int = 1) -> None:
@@ -47,11 +53,30 @@ def is_first() -> bool:
 
 
 def once(name: str, work: Callable[[], None]) -> None:
-    """Do `work` in process 0 while the others wait for its end; `name` names the barrier."""
-    if is_first():
+    """Do `work` in process 0 while the others wait for its end; `name` says what it is.
+
+    The word goes through jax's coordination service: a collective on the devices would give up
+    after half an hour on CPUs, and tokenising a corpus takes longer.
+
+    Raises:
+        ValueError: in the other processes, when `work` raised in process 0, whatever it raised: all
+            end at once instead of waiting for each other.
+    """
+    if jax.process_count() == 1:
         work()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        return
+    key = f"jaxterm/once/{next(_calls_of_once)}/{name}"
+    client = ocp.multihost.get_jax_distributed_client()
+    if not is_first():
+        if client.blocking_key_value_get(key, _LONGEST_WORK_MS) != _DONE:
+            raise ValueError(f"{name} failed in process 0; see its output")
+        return
+    outcome = _FAILED
+    try:
+        work()
+        outcome = _DONE
+    finally:
+        client.key_value_set(key, outcome)
 
 
 class StopSignal:

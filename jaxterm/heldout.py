@@ -18,6 +18,8 @@ class HeldoutLoss:
     def __init__(self, run: config.TrainConfig, plan: loader.Plan, mesh: jax.sharding.Mesh):
         self._plan = plan
         self._mesh = mesh
+        # As many rows as a training step computes at a time: they fit, and the mesh divides them.
+        self._num_rows = run.data.global_batch_size // run.optimizer.num_micro_batches
         self._sources = sorted(set(plan.index["source"].to_pylist()))
         # Summed on every device, so that every process can read the result.
         replicated = sharding.named_sharding(mesh)
@@ -40,20 +42,22 @@ class HeldoutLoss:
         return {ALL: float(sums[0].sum() / sums[1].sum()), **means}
 
     def _batches(self) -> Iterator[tuple[train_step.Batch, jax.Array]]:
-        plan, size = self._plan, self._plan.global_batch_size
+        """Batches of `_num_rows` rows, the last one filled with rows of padding; and the groups."""
+        plan, size = self._plan, self._num_rows
         rows = batches.rows_of_process(self._mesh, size)
-        iterator = batches.iterate(plan, self._mesh, first_step=0)
-        for step, (batch, local) in enumerate(iterator):
-            groups = np.stack(
-                [
-                    self._groups_of_row(step * size + row, segment_ids)
-                    for row, segment_ids in zip(rows, local["segment_ids"], strict=True)
-                ]
-            )
-            placed = batches.place({"groups": groups}, rows, self._mesh, size)
-            yield batch, placed["groups"]
+        for first in range(0, plan.num_rows, size):
+            local = [self._read_row(first + row) for row in rows]
+            stacked = {name: np.stack([row[name] for row in local]) for name in local[0]}
+            placed = batches.place(stacked, rows, self._mesh, size)
+            groups = placed.pop("groups")
+            yield placed, groups
 
-    def _groups_of_row(self, row: int, segment_ids: np.ndarray) -> np.ndarray:
-        """Index of the source of every token of a row, int32 [T]; anything for padding."""
+    def _read_row(self, row: int) -> dict[str, np.ndarray]:
+        """A row of the plan, and the index of the source of each of its tokens, int32 [T] each."""
+        if row >= self._plan.num_rows:
+            nothing = np.zeros(self._plan.row_length, np.int32)
+            return dict.fromkeys((*loader.FIELDS, "groups"), nothing)
+        arrays = self._plan.read_row(row)
         sources = [self._sources.index(piece.source) for piece in self._plan.segments(row)]
-        return np.asarray([0, *sources], np.int32)[segment_ids]
+        groups = np.asarray([0, *sources], np.int32)[arrays["segment_ids"]]  # 0: any, for padding
+        return {**arrays, "groups": groups}

@@ -1,24 +1,15 @@
-"""What a run reads, made ready in its folder: the start checkpoint and the plan of rows.
+"""What a run reads, made ready in its folder: the base model and the plan of rows.
 
-    WORKDIR/start/hf          with start.random: a Hugging Face folder with random weights
-    WORKDIR/start/checkpoint  the Hugging Face folder's weights, converted
-    WORKDIR/data              the corpus curated, tokenised and planned
+    WORKDIR/data   the corpus curated, tokenised and planned by data_pipeline.prepare
 
-Each is what the command of that stage makes (`python -m convert hf-to-orbax`, `python -m
-data_pipeline.prepare`), and is kept when it is there already.
+It is kept when it is there already.
 """
 
 import dataclasses
 import pathlib
 
-import transformers
-
-from convert import hf_to_orbax, random_hf
-from data_pipeline import curate, embedded, loader, manifest, plan, prepare, tokenize
-from jaxterm import architecture, config, distributed
-
-# Settings of the model that a run may choose against its start's config.json.
-_FREE_FIELDS = ("rope_scaling", "max_positions", "vocab_multiple")
+from data_pipeline import curate, loader, manifest, plan, prepare, tokenize
+from jaxterm import config, distributed, start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +33,7 @@ def make_ready(run: config.TrainConfig, workdir: pathlib.Path) -> Inputs:
     Raises:
         ValueError: a setting or file that does not fit, before anything is computed from it.
     """
-    hf_dir = _hf_dir(run, workdir)
-    if run.start.random:
-        distributed.once("random start", lambda: _make_random_start(run, hf_dir))
-    _check_architecture(run.model, hf_dir)
-    _check_vocabulary(run.model, hf_dir)
+    hf_dir = start.hf_folder(run, workdir)
     paths = prepare.prepared_paths(_prepared_dir(run, workdir, hf_dir))
     train = loader.Plan.open(paths.train_plan)
     _check_plan(run, train, paths.train_plan)
@@ -56,64 +43,6 @@ def make_ready(run: config.TrainConfig, workdir: pathlib.Path) -> Inputs:
         heldout=loader.Plan.open(paths.heldout_plan) if paths.heldout_plan else None,
         heldout_corpus=paths.heldout_corpus,
     )
-
-
-def start_checkpoint(
-    run: config.TrainConfig, workdir: pathlib.Path, hf_dir: pathlib.Path
-) -> pathlib.Path:
-    """The CHECKPOINT_DIR that a fresh run starts from, converted if need be."""
-    if run.start.checkpoint_dir:
-        return pathlib.Path(run.start.checkpoint_dir)
-    checkpoint_dir = workdir / "start" / "checkpoint"
-
-    def convert() -> None:
-        if not checkpoint_dir.exists():
-            hf_to_orbax.convert(hf_dir, checkpoint_dir, vocab_multiple=run.model.vocab_multiple)
-
-    distributed.once("start checkpoint", convert)
-    return checkpoint_dir
-
-
-def _hf_dir(run: config.TrainConfig, workdir: pathlib.Path) -> pathlib.Path:
-    if bool(run.start.hf_dir) == run.start.random:
-        raise ValueError(
-            f"config.start.hf_dir={run.start.hf_dir!r} and config.start.random={run.start.random}: "
-            "a run starts from one of the two; set --config.start.hf_dir to the folder of the base "
-            "model (config.json, safetensors, tokenizer)"
-        )
-    return workdir / "start" / "hf" if run.start.random else pathlib.Path(run.start.hf_dir)
-
-
-def _make_random_start(run: config.TrainConfig, hf_dir: pathlib.Path) -> None:
-    if not hf_dir.exists():
-        tokenizer_dir = run.start.tokenizer_dir or embedded.tokenizer_dir()
-        random_hf.make_random_hf_folder(run.model, tokenizer_dir, hf_dir, seed=run.seed)
-
-
-def _check_architecture(model: architecture.ModelConfig, hf_dir: pathlib.Path) -> None:
-    found = architecture.from_hf_folder(hf_dir)
-    differences = [
-        f"{field.name} is {getattr(found, field.name)} there and {getattr(model, field.name)} in "
-        f"config.model.{field.name}"
-        for field in dataclasses.fields(architecture.ModelConfig)
-        if field.name not in _FREE_FIELDS
-        and getattr(found, field.name) != getattr(model, field.name)
-    ]
-    if differences:
-        raise ValueError(
-            f"{hf_dir / 'config.json'} is another model than the config: {'; '.join(differences)}; "
-            "choose the configs/ file of that model, or set those values"
-        )
-
-
-def _check_vocabulary(model: architecture.ModelConfig, hf_dir: pathlib.Path) -> None:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(hf_dir)
-    if len(tokenizer) > model.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {hf_dir} has {len(tokenizer)} tokens, more than "
-            f"config.model.vocab_size={model.vocab_size}: its last ids would have no embedding; "
-            "give the tokenizer of this model"
-        )
 
 
 def _prepared_dir(
@@ -144,14 +73,19 @@ def _prepared_dir(
             overlong=data.overlong,
             seed=run.seed,
         ),
-        # As many rows as a training step computes at a time: they fit, and the mesh divides them.
-        heldout_batch_size=data.global_batch_size // run.optimizer.num_micro_batches,
+        heldout_batch_size=1,  # the mesh decides how many are evaluated together
     )
 
     def work() -> None:
-        prepare.prepare(
-            data.corpus, tokenizer_dir=hf_dir, output_dir=workdir / "data", options=options
-        )
+        try:
+            prepare.prepare(
+                data.corpus, tokenizer_dir=hf_dir, output_dir=workdir / "data", options=options
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (in a run these settings are --config.data.NAME, and other data needs "
+                "another --workdir)"
+            ) from error
 
     distributed.once("prepare", work)
     return workdir / "data"

@@ -1,7 +1,7 @@
 """Masked next-token cross-entropy whose logits never exist at full size.
 
-Legend: B batch, T tokens, D embed, V vocab (padded), C shards of the length, I positions of a
-chunk on each.
+Legend: B batch, T tokens, D embed, V vocab (padded), R shards of the rows, C shards of the length,
+I positions of a chunk on each.
 
 The logits of one chunk of every row are computed and reduced at once, to a loss a token or to their
 share of the gradients: memory is B x chunk x V instead of B x T x V.
@@ -102,6 +102,7 @@ def _sum_of_losses(
 def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array):
     """The sum, and its gradients: in the dtype of `hidden`, and in float32 as [D, V]."""
     vocab_size, chunk_tokens = sizes
+    row_shards, length_shards = sharding.num_shards("batch"), sharding.num_shards("length")
 
     def chunk(d_head, piece):
         x, wanted = piece
@@ -110,16 +111,29 @@ def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array)
         d_logits = jnp.exp(logits - log_total[..., None]) - hits
         d_logits = jnp.where((wanted == IGNORED)[..., None], 0.0, d_logits).astype(x.dtype)
         d_x = jnp.einsum("BCIV,VD->BCID", d_logits, head)
-        # As [D, V], so that no copy of the logits' gradient has to be transposed.
-        d_head += jnp.einsum("BCID,BCIV->DV", x, d_logits, preferred_element_type=jnp.float32)
-        return sharding.constrain(d_head, None, "vocab"), (losses.sum(), d_x)
+        d_head = d_head + _per_shard_products(x, d_logits, row_shards)
+        return _cut(d_head), (losses.sum(), d_x)
 
+    # Each shard of the rows and of the length sums its own part, [R, C, D, V], over all chunks;
+    # the parts meet once, behind the loop.
+    zeros = jnp.zeros((row_shards, length_shards, *head.shape[::-1]), jnp.float32)
     d_head, (sums, d_hidden) = jax.lax.scan(
-        chunk,
-        jnp.zeros(head.shape[::-1], jnp.float32),
-        (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens)),
+        chunk, _cut(zeros), (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens))
     )
+    d_head = sharding.constrain(d_head.sum((0, 1)), "embed", "vocab")
     return sums.sum(), (_from_chunks(d_hidden), d_head)
+
+
+def _per_shard_products(
+    x: Float[Array, "B C I D"], d_logits: Float[Array, "B C I V"], row_shards: int
+) -> Float[Array, "R C D V"]:
+    """As [D, V], so that no copy of the logits' gradient has to be transposed."""
+    x_RBCID, d_RBCIV = (each.reshape(row_shards, -1, *each.shape[1:]) for each in (x, d_logits))
+    return jnp.einsum("RBCID,RBCIV->RCDV", x_RBCID, d_RBCIV, preferred_element_type=jnp.float32)
+
+
+def _cut(d_head: Float[Array, "R C D V"]) -> Float[Array, "R C D V"]:
+    return sharding.constrain(d_head, "batch", "length", None, "vocab")
 
 
 def _backward(sizes: tuple[int, int], gradients: tuple[Array, Array], scale: Float[Array, ""]):
@@ -154,7 +168,7 @@ def _to_chunks(x: Array, chunk_tokens: int) -> Shaped[Array, "chunks B C I *dims
 
     So no shard waits for another while a chunk is computed.
     """
-    shards = sharding.axis_size("context")
+    shards = sharding.num_shards("length")
     chunk = _largest_divisor(x.shape[1] // shards, at_most=max(chunk_tokens // shards, 1))
     return jnp.moveaxis(x.reshape(x.shape[0], shards, -1, chunk, *x.shape[2:]), 2, 0)
 

@@ -1,8 +1,9 @@
 """What a run measures of itself, and where it is written: metrics.jsonl, TensorBoard, W&B.
 
-Two model-FLOPs utilisations are told apart (both 0 where the device's peak is not known): `mfu`
-counts six FLOPs a parameter and token, `mfu_attention` adds what attention needs for the segments
-that are really there (12 x layers x heads x head_dim FLOPs for each pair of tokens that meet).
+Two model-FLOPs utilisations are told apart: `mfu` counts six FLOPs a parameter and token,
+`mfu_attention` adds what attention needs for the segments that are really there (12 x layers x
+heads x head_dim FLOPs for each pair of tokens that meet). Both are left out where the device's
+peak is not known.
 """
 
 import importlib
@@ -69,16 +70,19 @@ def throughput(
     attention_pairs: float,
 ) -> dict[str, float]:
     """Rates of some steps that took `seconds` on all devices."""
-    peak = peak_flops(jax.devices()[0].device_kind) * jax.device_count() * seconds
-    matrices, attention = step_flops(model, num_tokens=num_tokens, attention_pairs=attention_pairs)
-    return {
+    rates = {
         "seconds": seconds,
         "tokens_per_s": num_tokens / seconds,
         "loss_tokens_per_s": num_loss_tokens / seconds,
         "padding_share": 1 - num_tokens / num_positions,
-        "mfu": matrices / peak if peak else 0.0,
-        "mfu_attention": (matrices + attention) / peak if peak else 0.0,
     }
+    peak = peak_flops(jax.devices()[0].device_kind) * jax.device_count() * seconds
+    if peak:
+        matrices, attention = step_flops(
+            model, num_tokens=num_tokens, attention_pairs=attention_pairs
+        )
+        rates |= {"mfu": matrices / peak, "mfu_attention": (matrices + attention) / peak}
+    return rates
 
 
 class MetricsWriter:

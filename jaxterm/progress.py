@@ -1,5 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, sober lines elsewhere."""
 
+import datetime
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ class Progress:
         self._show = show
         self._line_every_s = line_every_s
         self._last_line_s = -float("inf")
-        self._begin_s = time.monotonic()
+        # Of the first report: what came before it compiled and evaluated.
+        self._first_report: tuple[int, float] | None = None
         console = rich.console.Console(file=sys.stderr)
         self._bar = _make_bar(console) if show and console.is_terminal else None
 
@@ -34,7 +36,7 @@ class Progress:
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=self._num_steps, completed=self._first_step,
-                loss="-", tokens="-", loss_tokens="-",
+                loss="-", tokens="-", loss_tokens="-", left="-",
             )  # fmt: skip
         return self
 
@@ -44,14 +46,15 @@ class Progress:
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Show that `step` steps are done; `values` are the metrics of the last one."""
+        now_s = time.monotonic()
+        left = self._time_left(step, now_s)
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=step, loss=f"{values['loss']:.4f}",
                 tokens=f"{values['tokens_per_s']:,.0f}",
-                loss_tokens=f"{values['loss_tokens_per_s']:,.0f}",
+                loss_tokens=f"{values['loss_tokens_per_s']:,.0f}", left=left,
             )  # fmt: skip
             return
-        now_s = time.monotonic()
         if now_s - self._last_line_s >= self._line_every_s or step == self._num_steps:
             self._last_line_s = now_s
             self.say(
@@ -59,7 +62,7 @@ class Progress:
                 f"tokens/s {values['tokens_per_s']:,.0f}  "
                 f"loss tokens/s {values['loss_tokens_per_s']:,.0f}  "
                 f"learning rate {values['learning_rate']:.2e}  "
-                f"left {self._seconds_left(step, now_s):,.0f} s"
+                f"left {left}"
             )
 
     def say(self, text: str) -> None:
@@ -71,9 +74,15 @@ class Progress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _seconds_left(self, step: int, now_s: float) -> float:
-        done = max(step - self._first_step, 1)
-        return (now_s - self._begin_s) / done * (self._num_steps - step)
+    def _time_left(self, step: int, now_s: float) -> str:
+        """By the pace since the first report; `-` at the first, which tells no pace."""
+        if self._first_report is None:
+            self._first_report = (step, now_s)
+        first_step, first_s = self._first_report
+        if step == first_step:
+            return "-"
+        seconds = (now_s - first_s) / (step - first_step) * (self._num_steps - step)
+        return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
@@ -85,7 +94,7 @@ def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.TextColumn("{task.fields[tokens]} tokens/s"),
         rich.progress.TextColumn("{task.fields[loss_tokens]} loss tokens/s"),
         rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
+        # Not rich's own estimate: it forgets reports older than 30 s, and a step may take longer.
+        rich.progress.TextColumn("left {task.fields[left]}"),
         console=console,
     )

@@ -2,8 +2,10 @@
 
 import pathlib
 import time
+from typing import Any
 
 import jax
+import numpy as np
 
 from jaxterm import config, distributed, heldout, metrics, progress
 
@@ -16,14 +18,18 @@ class Report:
     ):
         self._run = run
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        first = distributed.is_first()
-        self._writer = (
-            metrics.MetricsWriter(workdir, first_step=first_step,
-                                  wandb_project=run.log.wandb_project,
-                                  settings=config.to_json_dict(run))
-            if first else None
-        )  # fmt: skip
-        self._progress = progress.Progress(num_steps=num_steps, first_step=first_step, show=first)
+        self._writer: metrics.MetricsWriter | None = None  # of process 0
+
+        def open_writer() -> None:
+            self._writer = metrics.MetricsWriter(
+                workdir, first_step=first_step, wandb_project=run.log.wandb_project,
+                settings=config.to_json_dict(run),
+            )  # fmt: skip
+
+        distributed.once("metrics", open_writer)
+        self._progress = progress.Progress(
+            num_steps=num_steps, first_step=first_step, show=distributed.is_first()
+        )
         self.say = self._progress.say
 
     def __enter__(self) -> "Report":
@@ -33,7 +39,7 @@ class Report:
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
-            self._flush()
+            self.flush()
         self._progress.__exit__()
         if self._writer is not None:
             self._writer.close()
@@ -42,22 +48,29 @@ class Report:
         """Take the metrics of a dispatched step; report the ones before it when they are due."""
         every_steps = self._run.log.metrics_every_steps
         if self._pending and self._pending[-1][0] % every_steps == 0:
-            self._flush()
+            self.flush()
         self._pending.append((step, values))
 
     def heldout(self, step: int, means: dict[str, float]) -> None:
         """Report held-out losses; the time they took is not the steps'."""
-        self._flush()
+        self.flush()
         if self._writer is not None:
             self._writer.write(step, "heldout", means)
         self.say(f"step {step}: held-out loss {means[heldout.ALL]:.4f}")
         self._since_s = time.monotonic()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Report all steps taken so far.
+
+        Raises:
+            ValueError: a step's loss or gradient is not a number.
+        """
         if not self._pending:
             return
         steps = [jax.device_get(values) for _, values in self._pending]
         now_s = time.monotonic()
+        for (step, _), values in zip(self._pending, steps, strict=True):
+            self._check_finite(step, values)
         totals = {name: float(sum(values[name] for values in steps)) for name in steps[0]}
         data = self._run.data
         rates = metrics.throughput(
@@ -74,3 +87,15 @@ class Report:
             self._writer.write(last_step, "train", values)
         self._progress.step(last_step, values)
         self._pending, self._since_s = [], now_s
+
+    def _check_finite(self, step: int, values: dict[str, Any]) -> None:
+        faults = [
+            f"{x} is {values[x]}" for x in ("loss", "grad_norm") if not np.isfinite(values[x])
+        ]
+        if faults:
+            optimizer = self._run.optimizer
+            raise ValueError(
+                f"step {step}: {', '.join(faults)}; the run ends here, its last checkpoint is "
+                f"sound; lower --config.optimizer.peak_lr={optimizer.peak_lr} in another "
+                "--workdir, or look at this step's rows"
+            )

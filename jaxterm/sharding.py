@@ -9,6 +9,7 @@ Mesh axes (communication they cause):
 Parameters and activations name their dims logically; RULES alone turns names into mesh axes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,9 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
 
 
-def axis_size(axis: str) -> int:
-    """Size of a mesh axis under `jax.set_mesh`, 1 without a mesh."""
+def num_shards(logical_axis: str) -> int:
+    """Pieces that a dim with this logical axis is cut into under `jax.set_mesh`, else 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[axis]
+    axes = RULES[logical_axis]
+    names = (axes,) if isinstance(axes, str) else axes
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)

@@ -9,23 +9,26 @@ A run is its folder: with a checkpoint in it the same command goes on where it s
 """
 
 import json
+import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
 
-from convert import orbax_to_hf, verify
 from jaxterm import (
     batches,
     checkpoint,
     command,
     config,
     distributed,
+    export,
     heldout,
     inputs,
     model_card,
     report,
+    resume,
     sharding,
+    start,
     summary,
     train_step,
 )
@@ -36,14 +39,14 @@ def main(run: config.TrainConfig, workdir: pathlib.Path) -> int:
     distributed.start(run.mesh.num_cpu_devices)
     sizes = config.validate_on_devices(run, jax.device_count())
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices)
-    distributed.once("settings", lambda: _write_settings(run, workdir))
     ready = inputs.make_ready(run, workdir)
     num_steps = min(run.max_steps or ready.train.num_steps, ready.train.num_steps)
 
-    checkpoints = checkpoint.Checkpointer(workdir / "checkpoints", keep=run.log.keep_checkpoints)
-    state = _first_state(run, workdir, ready, mesh, checkpoints, num_steps)
-    state, finished = _train(run, workdir, ready, mesh, checkpoints, state, num_steps)
-    checkpoints.close()
+    folder = workdir / "checkpoints"
+    with checkpoint.Checkpointer(folder, keep=run.log.keep_checkpoints) as checkpoints:
+        state = _first_state(run, workdir, ready, mesh, checkpoints, num_steps)
+        distributed.once("settings", lambda: _write_settings(run, workdir))
+        finished = _train(run, workdir, ready, mesh, checkpoints, state, num_steps)
     if not finished:
         return command.STOPPED
 
@@ -63,16 +66,11 @@ def _first_state(
     step = checkpoints.latest_step()
     abstract = train_step.abstract_state(run, mesh, num_steps)
     if step is None:
-        folder = inputs.start_checkpoint(run, workdir, ready.hf_dir)
+        folder = start.checkpoint_folder(run, workdir, ready.hf_dir)
         params = checkpoint.load_params(folder, abstract.params)
         return train_step.init_state(run, mesh, params, num_steps)
+    resume.refuse_changes(run, workdir / "checkpoints" / str(step), ready.train.plan_hash)
     params, moments, done = checkpoints.restore(step, abstract.params, abstract.optimizer)
-    if (done.plan_hash, done.seed) != (ready.train.plan_hash, run.seed):
-        raise ValueError(
-            f"{workdir} has a checkpoint of plan {done.plan_hash} and seed {done.seed}; the config "
-            f"makes plan {ready.train.plan_hash} and seed {run.seed}: its batches are others; "
-            "use the same data settings, or another --workdir"
-        )
     counter = jax.device_put(jnp.int32(done.step), abstract.step.sharding)
     return train_step.TrainState(params, moments, counter)
 
@@ -85,8 +83,8 @@ def _train(
     checkpoints: checkpoint.Checkpointer,
     state: train_step.TrainState,
     num_steps: int,
-) -> tuple[train_step.TrainState, bool]:
-    """The loop. Returns the last state, and whether all steps are done."""
+) -> bool:
+    """The loop. Returns whether all steps are done."""
     first_step = int(state.step)
     reports = report.Report(run, workdir, first_step=first_step, num_steps=num_steps)
     evaluate = heldout.HeldoutLoss(run, ready.heldout, mesh) if ready.heldout else None
@@ -99,7 +97,6 @@ def _train(
         done = checkpoint.Progress(step=step, plan_hash=ready.train.plan_hash, seed=run.seed)
         checkpoints.save(state.params, state.optimizer, done, run)
 
-    stopped = False
     with reports, distributed.StopSignal() as stop, jax.set_mesh(mesh):
         if evaluate and first_step == 0:
             reports.heldout(0, evaluate(state.params))
@@ -108,16 +105,18 @@ def _train(
             state, values = step_function(state, batch)
             reports.step(step, values)
             last, stopped = step == num_steps, stop.asked(step)
-            if last or stopped or _is_due(step, run.log.checkpoint_every_steps):
-                save(step)
-            if evaluate and (last or _is_due(step, run.log.eval_every_steps)):
+            # A saved step has its reports on disk: a run that is killed later lacks none.
+            if evaluate and (last or (_is_due(step, run.log.eval_every_steps) and not stopped)):
                 reports.heldout(step, evaluate(state.params))
-            if stopped and not last:
+            if last or stopped or _is_due(step, run.log.checkpoint_every_steps):
+                reports.flush()
+                save(step)
+            if stopped:
                 break
     done = int(state.step) == num_steps
     if not done:
         reports.say(f"stopped after step {int(state.step)}; the same command goes on from there")
-    return state, done
+    return done
 
 
 def _is_due(step: int, every_steps: int) -> bool:
@@ -125,33 +124,22 @@ def _is_due(step: int, every_steps: int) -> bool:
 
 
 def _write_settings(run: config.TrainConfig, workdir: pathlib.Path) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config.to_json_dict(run), indent=2) + "\n")
+    path = workdir / "config.json"
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(config.to_json_dict(run), indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def _finish(run: config.TrainConfig, workdir: pathlib.Path, ready: inputs.Inputs) -> None:
-    """Export, check the export against the checkpoint, and sum up."""
-    hf_dir = workdir / "hf" if run.export.enabled else None
-    step_dir = pathlib.Path(checkpoint.find_step_dir(workdir))
-    if hf_dir is not None and not hf_dir.exists():
-        orbax_to_hf.convert(
-            step_dir, hf_dir, reference=ready.hf_dir, dtype=run.export.dtype,
-            max_shard_gb=run.export.max_shard_gb,
-        )  # fmt: skip
-        _check_export(step_dir, hf_dir)
+    """Export and sum up."""
+    hf_dir = None
+    if run.export.enabled:
+        step_dir = pathlib.Path(checkpoint.find_step_dir(workdir))
+        hf_dir = export.make(run.export, workdir, step_dir, reference=ready.hf_dir)
     values = summary.write(workdir, ready, settings=config.to_json_dict(run), hf_dir=hf_dir)
     if hf_dir is not None:
         model_card.write(values, workdir)
     summary.show(values, workdir)
-
-
-def _check_export(step_dir: pathlib.Path, hf_dir: pathlib.Path) -> None:
-    report = verify.compare(step_dir, hf_dir)
-    if not report.is_equal:
-        raise RuntimeError(
-            f"{hf_dir} is not the model in {step_dir}; `python -m convert verify {step_dir} "
-            f"{hf_dir}` shows where they differ"
-        )
 
 
 if __name__ == "__main__":

@@ -15,9 +15,17 @@ PIECES = (
     "|im_end|>", "<|im_", "assistant\n", "user", "  two  spaces ", "x" * 40, "\r\n", "\u200b",
 )  # fmt: skip
 
+# Tags that templates look for, and characters at which text is cut.
+TAGS = (
+    "<think>", "</think>", "<think>\n", "\n</think>\n\n", "<tool_response>", "</tool_response>",
+    "\0", "\r", "\x85", "\u2028",
+)  # fmt: skip
 
-def text(rng: np.random.Generator, max_pieces: int = 12) -> str:
-    return "".join(PIECES[i] for i in rng.integers(len(PIECES), size=rng.integers(max_pieces + 1)))
+
+def text(
+    rng: np.random.Generator, max_pieces: int = 12, *, pieces: tuple[str, ...] = PIECES
+) -> str:
+    return "".join(pieces[i] for i in rng.integers(len(pieces), size=rng.integers(max_pieces + 1)))
 
 
 def thinking_text(rng: np.random.Generator) -> str:
@@ -41,6 +49,30 @@ def conversation(
         if rng.random() < 0.85:
             role = "user" if role == "assistant" else "assistant"
     return records.Conversation(tuple(messages), metadata, f"random {num_turns}")
+
+
+def hard_conversation(rng: np.random.Generator) -> records.Conversation:
+    """Turns of all roles in any order, full of tags, some of them a tool's answer in a user turn.
+
+    A fifth have no real question, another fifth one at the very end.
+    """
+    roles = rng.choice(records.ROLES, size=rng.integers(1, 10), p=(0.1, 0.3, 0.4, 0.2))
+    messages = [records.Message(str(role), _hard_text(rng)) for role in [*roles, "assistant"]]
+    order = rng.random()
+    if order < 0.2:
+        messages = [_as_tool_answer(m) if m.role == "user" else m for m in messages]
+    elif order < 0.4:
+        messages.append(records.Message("user", _hard_text(rng)))
+    return records.Conversation(tuple(messages), {}, "hard")
+
+
+def _hard_text(rng: np.random.Generator) -> str:
+    made = text(rng, 6, pieces=(*PIECES, *TAGS, *TAGS, *TAGS))
+    return f"<tool_response>{made}</tool_response>" if rng.random() < 0.2 else made
+
+
+def _as_tool_answer(message: records.Message) -> records.Message:
+    return records.Message("user", f"<tool_response>{message.content}</tool_response>")
 
 
 def plain(messages: Iterable[records.Message]) -> list[dict[str, str]]:

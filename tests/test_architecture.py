@@ -91,12 +91,58 @@ def test_padding_of_the_vocabulary():
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
          "rope_type='dynamic' is not supported, only 'default', 'linear' and 'yarn'"),
         ({"rope_scaling": YARN | {"mscale": 1.0}}, r"YaRN's \['mscale'\] are not supported"),
-        ({"num_key_value_heads": 5}, "num_heads=32 must be a multiple of num_kv_heads=5"),
-        ({"hidden_size": 0}, r"embed_dim=0 must be positive"),
     ],
 )  # fmt: skip
 def test_what_is_not_built_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
+        architecture.from_hf_json(QWEN3_8B | changes, "x/config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": "36"}, "num_hidden_layers='36' must be a positive integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers=True must be a positive integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 must be a positive integer"),
+        ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads=0 must be"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be a positive integer"),
+        ({"num_key_value_heads": 5},
+         "num_attention_heads=32 must be a multiple of num_key_value_heads=5"),
+        ({"hidden_size": None}, "hidden_size=None must be a positive integer"),
+        ({"vocab_size": 1.5}, "vocab_size=1.5 must be a positive integer"),
+        ({"head_dim": [128]}, r"head_dim=\[128\] must be a positive integer"),
+        ({"head_dim": 127}, "head_dim=127 must be even"),
+        ({"hidden_size": 16, "head_dim": None}, "head_dim=0 must be positive"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6' must be a positive number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false' must be true or false"),
+        ({"rope_theta": {}}, r"rope_theta=\{\} must be a positive number"),
+        ({"rope_theta": float("nan")}, "rope_theta=nan must be a positive number"),
+        ({"rope_theta": 10**400}, "rope_theta=10+ must be a positive number"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta=None must be a positive number"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn' must be an object or null"),
+        ({"rope_scaling": {"type": ["yarn"]}}, r"rope_scaling.rope_type=\['yarn'\] is not supp"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.factor is missing"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor is missing"),
+        ({"rope_scaling": YARN | {"factor": "4"}},
+         "rope_scaling.factor='4' must be a number of at least 1"),
+        ({"rope_scaling": YARN | {"factor": 0.5}},
+         "rope_scaling.factor=0.5 must be a number of at least 1"),
+        ({"rope_scaling": YARN | {"beta_fast": "x"}},
+         "rope_scaling.beta_fast='x' must be a positive number"),
+        ({"rope_scaling": YARN | {"attention_factor": []}},
+         r"rope_scaling.attention_factor=\[\] must be a positive number"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": "32768"}},
+         "original_max_position_embeddings='32768' must be a positive integer"),
+    ],
+)  # fmt: skip
+def test_malformed_values_are_named(changes, message):
+    with pytest.raises(ValueError, match=rf"^x/config\.json.*{message}"):
+        architecture.from_hf_json(QWEN3_8B | changes, "x/config.json")
+
+
+def test_all_malformed_values_are_told_at_once():
+    changes = {"model_type": "llama", "hidden_size": "4096", "rope_scaling": {"type": "yarn"}}
+    with pytest.raises(ValueError, match=r"'llama'.*hidden_size='4096'.*factor is missing"):
         architecture.from_hf_json(QWEN3_8B | changes, "x/config.json")
 
 
@@ -105,7 +151,7 @@ def test_all_missing_keys_are_told_at_once():
     with pytest.raises(ValueError, match=r"hidden_size is missing; vocab_size is missing"):
         architecture.from_hf_json(values, "config.json")
     without_theta = {name: x for name, x in QWEN3_8B.items() if name != "rope_theta"}
-    with pytest.raises(ValueError, match=r"neither rope_theta nor rope_parameters\.rope_theta"):
+    with pytest.raises(ValueError, match="rope_theta is missing"):
         architecture.from_hf_json(without_theta, "config.json")
 
 
@@ -113,6 +159,9 @@ def test_folder_without_a_usable_file(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is missing: .* not a Hugging Face model"):
         architecture.from_hf_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        architecture.from_hf_folder(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff{}")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         architecture.from_hf_folder(tmp_path)
     (tmp_path / "config.json").write_text("[1]")

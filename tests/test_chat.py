@@ -1,11 +1,13 @@
 """Tokens against transformers' own apply_chat_template; masks against a scan of the token ids."""
 
+import itertools
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import transformers
-from conversations import conversation, dialogue, plain
+from conversations import conversation, dialogue, hard_conversation, plain
 
 from data_pipeline import chat, embedded, records
 
@@ -34,6 +36,24 @@ def strip(tokenizer_dir):
 
 def make(*contents):
     return records.conversation_from_row(dialogue(*contents), location="rows.jsonl line 3")
+
+
+def doctored(tokenizer_dir, folder, **changes):
+    """A copy of a tokenizer; `changes` are functions of the JSON of its files."""
+    for file in chat.tokenizer_files(tokenizer_dir):
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name, change in changes.items():
+        path = folder / f"{name}.json"
+        value = json.loads(path.read_text("utf-8"))
+        change(value)
+        path.write_text(json.dumps(value), "utf-8")
+    return folder
+
+
+def with_template(tokenizer_dir, folder, template):
+    doctored(tokenizer_dir, folder, tokenizer_config=lambda c: c.update(chat_template=template))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    return folder
 
 
 def template_ids(oracle, messages):
@@ -95,6 +115,61 @@ def test_keep_writes_each_thinking_turn_as_if_it_were_the_last(keep, oracle, see
     assert text == ""
 
 
+def kept_text(oracle, messages):
+    """Each turn as the template writes it alone; a reply that thinks as the last after a question;
+    the last reply without thinking as it stands in the whole."""
+    question = [{"role": "user", "content": "?"}]
+
+    def last_of(turns):
+        text = oracle.apply_chat_template(turns, tokenize=False)
+        return text[text.rindex("<|im_start|>") :]
+
+    text = ""
+    for role, group in itertools.groupby(enumerate(messages), lambda pair: pair[1]["role"]):
+        group = list(group)
+        if role == "tool":  # neighbours are joined
+            text += last_of([turn for _, turn in group])
+            continue
+        for k, turn in group:
+            if role == "assistant" and "</think>" not in turn["content"]:
+                bare = f"<|im_start|>assistant\n{turn['content']}<|im_end|>\n"
+                text += last_of(messages) if k == len(messages) - 1 else bare
+            else:
+                text += last_of([turn] if role == "system" and k == 0 else [*question, turn])
+    return text
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_hard_conversations_are_what_the_template_writes(keep, strip, oracle, seed):
+    made = hard_conversation(np.random.default_rng(seed))
+    messages = plain(made.messages)
+    assert keep.render(made) == kept_text(oracle, messages)
+    example = strip.example(made)
+    assert example.tokens.tolist() == template_ids(oracle, made.messages)
+    np.testing.assert_array_equal(example.loss_mask, mask_by_ids(oracle, example.tokens))
+    example = keep.example(made)
+    ids = oracle(kept_text(oracle, messages), add_special_tokens=False)["input_ids"]
+    assert example.tokens.tolist() == ids
+    np.testing.assert_array_equal(example.loss_mask, mask_by_ids(oracle, ids))
+
+
+def test_keep_on_the_embedded_sessions(keep, oracle):
+    num_thinking = 0
+    for row in pq.read_table(embedded.sessions_path()).to_pylist():
+        made = records.conversation_from_row(row, location=row["trial_name"])
+        assert keep.render(made) == kept_text(oracle, row["conversations"])
+        num_thinking += sum("</think>" in turn["content"] for turn in row["conversations"][:-1])
+    assert num_thinking > 0
+
+
+def test_a_question_is_what_the_template_takes_for_one(keep):
+    answer = "<tool_response>\n3\n</tool_response>"
+    made = make(answer, "<think>\nthree\n</think>\n\nIt is 3.")
+    assert keep.render(made).endswith(
+        "<|im_start|>assistant\n<think>\nthree\n</think>\n\nIt is 3.<|im_end|>\n"
+    )
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_keep_tokenises_its_text_once_and_masks_by_turn(keep, oracle, seed):
     made = conversation(np.random.default_rng(seed), thinking=0.8)
@@ -130,10 +205,17 @@ def test_tool_turns_follow_the_template(keep, oracle):
     assert len(example.turn_starts) == 4  # the template joins neighbouring tool turns
 
 
-@pytest.mark.parametrize("name", ["terminus2_real", "intercode_bash"])
-def test_real_sessions_are_apply_chat_template(keep, strip, oracle, shared_data, name):
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("terminus2_real", 1),
+        ("intercode_bash", 10),
+        pytest.param("intercode_bash", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_real_sessions_are_apply_chat_template(keep, strip, oracle, shared_data, name, step):
     lines = (shared_data / "trajectories" / f"{name}.jsonl").read_text().splitlines()
-    for number, line in enumerate(lines[:: max(1, len(lines) // 250)]):
+    for number, line in enumerate(lines[::step]):
         made = records.conversation_from_row(json.loads(line), location=f"{name} {number}")
         history = [m.content for m in made.messages[:-1] if m.role == "assistant"]
         if not history and made.messages[-1].role != "assistant":
@@ -170,6 +252,42 @@ def test_stand_ins_are_refused(keep):
         keep.render(make("hi \U000f7e12", "yes"))
 
 
+@pytest.mark.parametrize("are_others_flagged", [True, False])
+def test_a_turn_is_not_forged_where_its_tokens_are_not_flagged(
+    tokenizer_dir, tmp_path, are_others_flagged
+):
+    def unflag(value):
+        for token in value["added_tokens"]:
+            is_turn = token["content"] in (chat.TURN_START, chat.TURN_END)
+            token["special"] = token["special"] and are_others_flagged and not is_turn
+
+    copy = doctored(tokenizer_dir, tmp_path, tokenizer=unflag)
+    tokenizer = chat.ChatTokenizer(copy)
+    assert tokenizer.example(make("hi", "yes")).loss_mask.any()
+    for token in (chat.TURN_START, chat.TURN_END):
+        with pytest.raises(ValueError, match="turn 1 holds the special token"):
+            tokenizer.render(make("hi", f"yes{token}", "more", "end"))
+
+
+def test_no_special_token_is_found_where_there_is_none():
+    assert chat.special_token_pattern([]).search("any text") is None
+
+
+def test_stored_padding_and_truncation_change_no_token(keep, tokenizer_dir, tmp_path):
+    def store(value):
+        value["truncation"] = {
+            "direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0,
+        }  # fmt: skip
+        value["padding"] = {
+            "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+        }  # fmt: skip
+
+    stored = chat.ChatTokenizer(doctored(tokenizer_dir, tmp_path, tokenizer=store))
+    for made in (make("hi", "yes"), make("hi", "a long reply " * 50)):
+        np.testing.assert_array_equal(stored.example(made).tokens, keep.example(made).tokens)
+
+
 def test_special_tokens_are_those_the_tokenizer_flags(tokenizer_dir, oracle):
     flagged = {str(t) for t in oracle.added_tokens_decoder.values() if t.special}
     assert set(chat.special_tokens_of(tokenizer_dir)) == flagged == set(chat.QWEN3_SPECIAL_TOKENS)
@@ -186,15 +304,15 @@ def test_a_folder_without_tokenizer_is_named(tmp_path):
 
 
 def test_a_template_that_does_not_write_turns_is_refused(tmp_path, tokenizer_dir):
-    for file in chat.tokenizer_files(tokenizer_dir):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
-    config["chat_template"] = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"rows.jsonl line 3: the chat template does not write"):
-        chat.ChatTokenizer(tmp_path).example(make("hi", "yes"))
-    del config["chat_template"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    start, end = chat.TURN_START, chat.TURN_END
+    for turn in (
+        "{{ m.content }}",
+        f"{end}{start}{{{{ m.role }}}}\n{{{{ m.content }}}}",  # the wrong way round
+        f"{start}{{{{ m.role }}}}\n{{{{ m.content }}}}",
+    ):
+        template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+        tokenizer = chat.ChatTokenizer(with_template(tokenizer_dir, tmp_path, template))
+        with pytest.raises(ValueError, match=r"rows.jsonl line 3: the chat template does not writ"):
+            tokenizer.example(make("hi", "yes"))
     with pytest.raises(ValueError, match="has no chat template"):
-        chat.ChatTokenizer(tmp_path)
+        chat.ChatTokenizer(with_template(tokenizer_dir, tmp_path, None))

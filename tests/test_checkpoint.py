@@ -88,6 +88,14 @@ def test_the_resolved_settings_lie_beside_the_arrays(saved):
     assert checkpoint.load_model_config(folder / "3") == MODEL
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_settings_that_are_broken_are_named(tmp_path, text):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config/config\.json is missing, not JSON or without"):
+        checkpoint.load_model_config(tmp_path)
+
+
 def test_params_load_alone_and_in_another_dtype(saved):
     folder, state = saved
     compute = config.ComputeConfig(param_dtype="bfloat16")

@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import typing
 
 import packed_rows
 import pytest
@@ -106,6 +107,12 @@ def test_commas_separate_corpora(parsed):
         ("--config.compute.remat=some", r"config\.compute\.remat='some' must be one of 'none'"),
         ("--config.compute.param_dtype=float16", r"config\.compute\.param_dtype='float16' must be"),
         ("--config.data.think=maybe", r"config\.data\.think='maybe' must be one of"),
+        ("--config.data.curriculum=foo", r"config\.data\.curriculum='foo' must be one of 'mixed'"),
+        ("--config.data.trajectory_filter=some", r"config\.data\.trajectory_filter='some' must be"),
+        ("--config.data.bad_rows=keep", r"config\.data\.bad_rows='keep' must be one of 'error'"),
+        ("--config.compute.attention=flash", r"config\.compute\.attention='flash' must be one of"),
+        ("--config.export.dtype=float16", r"config\.export\.dtype='float16' must be one of"),
+        ("--config.data.num_workers=-1", r"config\.data\.num_workers=-1 must not be negative"),
         ("--config.data.heldout_fraction=1.0", r"config\.data\.heldout_fraction=1\.0 must be in"),
         ("--config.mesh.tensor=-1", r"config\.mesh .* only one axis may be -1"),
         ("--config.mesh.tensor=0", r"config\.mesh \{'tensor': 0\}: an axis has a positive size"),
@@ -114,7 +121,9 @@ def test_commas_separate_corpora(parsed):
         ("--config.model.rope_scaling.kind=yarn", r"kind='yarn' needs original_max_positions > 0"),
         ("--config.model.rope_scaling.factor=0.5", r"rope_scaling\.factor=0\.5 must be >= 1"),
         ("--config.optimizer.peak_lr=0.0", r"config\.optimizer\.peak_lr=0\.0 must be positive"),
+        ("--config.optimizer.beta1=1.0", r"config\.optimizer\.beta1=1\.0 must be in \[0, 1\)"),
         ("--config.optimizer.beta2=1.5", r"config\.optimizer\.beta2=1\.5 must be in"),
+        ("--config.optimizer.epsilon=0.0", r"config\.optimizer\.epsilon=0\.0 must be positive"),
         ("--config.log.metrics_every_steps=0", r"metrics_every_steps=0 must be positive"),
         ("--config.export.max_shard_gb=0.0", r"config\.export\.max_shard_gb=0\.0 must be positive"),
         ("--config.max_steps=-1", r"config\.max_steps=-1 must not be negative"),
@@ -123,6 +132,46 @@ def test_commas_separate_corpora(parsed):
 def test_rules_hold_after_overrides(parsed, override, message):
     with pytest.raises(ValueError, match=message):
         parsed(override)
+
+
+@pytest.mark.parametrize("schema", [type(getattr(FULL, f.name)) for f in dataclasses.fields(FULL)])
+def test_every_choice_is_checked(schema):
+    """Whatever is annotated as a Literal refuses what is not in it, by the user's name."""
+    if not dataclasses.is_dataclass(schema) or schema is architecture.ModelConfig:
+        return
+    (section,) = (f.name for f in dataclasses.fields(FULL) if f.type is schema)
+    for name, hint in typing.get_type_hints(schema).items():
+        if typing.get_origin(hint) is typing.Literal:
+            with pytest.raises(ValueError, match=rf"config\.{section}\.{name}='zebra' must be one"):
+                schema(**{name: "zebra"})
+
+
+def test_names_of_settings_are_what_the_command_line_takes():
+    def names(values, prefix=""):
+        for name, value in values.items():
+            yield prefix + name
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{name}.")
+
+    assert sorted(config.setting_names()) == sorted(names(config.to_json_dict(FULL)))
+
+
+@pytest.mark.parametrize(("size", "num_gpus"), [("8b", 32), ("14b", 32), ("32b", 128)])
+def test_the_files_of_the_published_sizes_are_the_papers_recipe(size, num_gpus, monkeypatch):
+    """arXiv 2602.21193, 5.1: the same recipe on 32, 32 and 128 GPUs."""
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={REPOSITORY}/configs/{size}.py"])
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values(sys.argv)
+    run = config.from_config_dict(holder.value)
+    assert config.validate_on_devices(run, num_gpus)["fsdp"] == num_gpus
+    assert run.model == architecture.QWEN3[size]
+    assert (run.data.epochs, run.data.row_length, run.data.global_batch_size) == (2, 32_768, 128)
+    assert run.data.curriculum == "mixed"
+    recipe = run.optimizer
+    assert (recipe.peak_lr, recipe.warmup_fraction, recipe.final_lr_fraction) == (2e-5, 0.1, 0.0)
+    assert (recipe.beta1, recipe.beta2, recipe.weight_decay) == (0.9, 0.95, 1e-4)
+    assert recipe.max_grad_norm == 1.0
 
 
 def test_unknown_setting_on_the_command_line_names_its_neighbour(parsed):

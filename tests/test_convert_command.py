@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import convert_models
+import numpy as np
 import pytest
 
 from convert import hf_to_orbax
@@ -46,6 +47,19 @@ def test_verify_ends_with_1_when_they_differ(folders, tmp_path):
     assert (code, err) == (1, "")
     assert "DIFFERENT" in out
     assert "model.embed_tokens.weight" in out
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 0), (1000.0, 1)])
+def test_rounding_excuses_only_as_much_as_it_explains(tmp_path, factor, expected):
+    """With a head a thousand times larger, what rounding changes is another distribution."""
+    wide = convert_models.make(tmp_path / "wide", dtype="float32")
+    head = convert_models.tensors(wide)["lm_head.weight"] * np.float32(factor)
+    convert_models.rewrite(wide / "model.safetensors", {"lm_head.weight": head})
+    hf_to_orbax.convert(wide, tmp_path / "0", dtype="bfloat16")
+    code, out, err = _run("verify", wide, tmp_path / "0", "--logits")
+    assert (code, err) == (expected, "")
+    assert "equal after rounding" in out
+    assert ("logits DIFFERENT" in out) == bool(expected)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,31 @@ def test_tokenizer_with_more_tokens_than_the_model(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_without_tokenizer_files_is_no_tokenizer(tmp_path):
+    """transformers takes one, and its empty tokenizer has fewer tokens than any model."""
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing; give a folder that holds"):
+        tokenizer_files.Tokenizer(tmp_path)
+
+
+def test_the_largest_id_counts_and_not_the_number_of_tokens(tmp_path):
+    values = json.loads((convert_models.TOKENIZER / "tokenizer.json").read_text())
+    values["added_tokens"].append({"content": "<|far|>", "id": 5000})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    tokenizer = tokenizer_files.Tokenizer(tmp_path)
+    tokenizer.check_vocabulary(5001)
+    with pytest.raises(ValueError, match="token ids up to 5000, the model's vocab_size is 5000"):
+        tokenizer.check_vocabulary(5000)
+
+
+@pytest.mark.parametrize("number", ["7", None, 1.5])
+def test_token_ids_that_are_no_numbers(tmp_path, number):
+    values = json.loads((convert_models.TOKENIZER / "tokenizer.json").read_text())
+    values["added_tokens"].append({"content": "<|x|>", "id": number})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
+        tokenizer_files.Tokenizer(tmp_path)
+
+
 def test_eos_of_a_base_model(orbax, single):
     """A Base model's files stop at <|endoftext|>, which no trained turn ends with."""
     convert_models.edit_json(single / "config.json", eos_token_id=2534)
@@ -293,4 +318,4 @@ def test_unknown_dtype(single, orbax):
 
 def test_incomplete_checkpoint_config(orbax, single):
     (orbax / "config" / checkpoint.CONFIG_FILE).write_text("{")
-    _export_refused(orbax, single, "is missing or not JSON")
+    _export_refused(orbax, single, "is missing, not JSON or without a model")

@@ -93,8 +93,27 @@ def test_other_shapes_are_a_difference_not_an_error(tmp_path):
 
 
 def test_a_folder_that_is_nothing_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    with pytest.raises(ValueError, match=r"not a Hugging Face folder.*no complete checkpoint"):
         verify.compare(tmp_path, tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # neither makes a config.json a model
+    with pytest.raises(ValueError, match=r"not a Hugging Face folder.*no complete checkpoint"):
+        verify.compare(tmp_path, tmp_path)
+
+
+def test_a_runs_folders_all_mean_its_newest_step(tmp_path):
+    """As a run leaves them: its own config.json in the workdir, the export in hf/."""
+    workdir = tmp_path / "run"
+    hf = convert_models.make(workdir / "hf")
+    hf_to_orbax.convert(
+        convert_models.make(tmp_path / "old", seed=1), workdir / "checkpoints" / "9"
+    )
+    hf_to_orbax.convert(hf, workdir / "checkpoints" / "10")
+    (workdir / "config.json").write_text('{"model": {"vocab_size": 2570}}')
+    for folder in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "10"):
+        assert verify.open_source(folder).path == workdir / "checkpoints" / "10"
+        assert verify.compare(folder, hf).is_equal
+        assert verify_logits.compare(folder, hf).is_equal
+    assert not verify.compare(workdir / "checkpoints" / "9", hf).is_equal
 
 
 def test_logits_show_what_tensors_do_not(tmp_path):

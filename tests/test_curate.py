@@ -58,6 +58,23 @@ def test_each_reason(tmp_path):
     assert counts["rows"] == 8 == counts["train"] + sum(counts[r] for r in verdicts.REASONS)
 
 
+def test_a_reward_that_is_no_number_is_no_success(tmp_path):
+    rows = [dialogue("1", "a", reward=1.0), dialogue("2", "b", reward=float("nan"))]
+    with pytest.raises(ValueError, match=r"line 2: `reward` is nan; give a finite number"):
+        run(tmp_path, rows, trajectory_filter="success")
+    curated = run(tmp_path, rows, trajectory_filter="success", bad_rows="remove")
+    assert turns(curated.train) == [rows[0]["conversations"]]
+
+
+def test_its_output_as_a_corpus_is_what_is_to_be_trained(tmp_path):
+    curated = run(tmp_path, random_rows(seed=3, num=30), heldout_fraction=0.3)
+    assert curated.heldout is not None
+    again = curate.curate(
+        [str(tmp_path / "out")], output_dir=tmp_path / "again", options=curate.CurateOptions()
+    )
+    assert turns(again.train) == turns(curated.train)
+
+
 def test_bad_rows_are_errors_that_name_them_all_and_leave_nothing(tmp_path):
     rows = [dialogue("a", "b"), dialogue("a"), "{", {"text": 1}]
     with pytest.raises(ValueError) as caught:
@@ -74,7 +91,7 @@ def test_bad_rows_are_errors_that_name_them_all_and_leave_nothing(tmp_path):
 
 @pytest.mark.parametrize("rows", [[], [dialogue("a")]])
 def test_an_empty_corpus_is_an_error(tmp_path, rows):
-    with pytest.raises(ValueError, match=r"a\.jsonl: the corpus is empty"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: the corpus is empty, .*; name other files"):
         run(tmp_path, rows, bad_rows="remove")
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,7 @@
 """Several processes are one run: real processes, joined by jax.distributed over localhost."""
 
 import os
+import re
 import socket
 import subprocess
 
@@ -17,7 +18,7 @@ OPTIONS = (
 )
 
 
-def start(workdir, *, process: int, num_processes: int, port: int) -> subprocess.Popen:
+def start(workdir, *options, process: int, num_processes: int, port: int) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(num_processes),
@@ -25,7 +26,7 @@ def start(workdir, *, process: int, num_processes: int, port: int) -> subprocess
         "JAX_NUM_CPU_DEVICES": str(8 // num_processes),
     }
     return subprocess.Popen(
-        command(workdir, *OPTIONS), cwd=ROOT, env=environment, text=True,
+        command(workdir, *OPTIONS, *options), cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -36,17 +37,39 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def run_two(workdir, *options, timeout_s: float) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs of a run of two processes."""
+    port = free_port()
+    both = [start(workdir, *options, process=i, num_processes=2, port=port) for i in range(2)]
+    try:
+        outputs = [process.communicate(timeout=timeout_s)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [process.returncode for process in both], outputs
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
     """Same mesh of eight devices, in one process and in two: same losses, same model."""
     train(tmp_path / "one", *OPTIONS, JAX_NUM_CPU_DEVICES="8")
-    port = free_port()
-    both = [start(tmp_path / "two", process=i, num_processes=2, port=port) for i in range(2)]
-    outputs = [process.communicate(timeout=900)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n\n".join(outputs)
+    codes, outputs = run_two(tmp_path / "two", timeout_s=900)
+    assert codes == [0, 0], "\n\n".join(outputs)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() == {1, 2, 3, 4}
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-6)
     ours, theirs = exported(tmp_path / "one"), exported(tmp_path / "two")
     for name, values in ours.items():
         np.testing.assert_allclose(theirs[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_an_error_in_process_0_ends_all(tmp_path):
+    """At once: a process that waits for the other's end would wait for five minutes."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("{not json\n")
+    codes, outputs = run_two(tmp_path / "run", f"--config.data.corpus={corpus}", timeout_s=240)
+    assert codes == [1, 1], "\n\n".join(outputs)
+    assert re.search(r"^error: .*corpus\.jsonl.*line 1", outputs[0], re.MULTILINE), outputs[0]
+    assert "error: prepare failed in process 0; see its output" in outputs[1]
+    assert not any("Traceback" in output for output in outputs)

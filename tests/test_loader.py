@@ -147,9 +147,38 @@ def test_a_truncated_shard_is_named(folder, tmp_path):
         shutil.copytree(folder / name, tmp_path / name)
     path = tmp_path / "tokens" / shards.shard_name(1, 3)
     path.write_bytes(path.read_bytes()[:-40_000])
+    with pytest.raises(ValueError, match=r"shard-00001-of-00003\.array_record holds 91,072 bytes"):
+        loader.Plan.open(tmp_path / "plan")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"shard-00001-of-00003\.array_record is absent"):
+        loader.Plan.open(tmp_path / "plan")
+
+
+def test_a_damaged_shard_of_the_right_size_is_named(folder, tmp_path):
+    for name in ("tokens", "plan"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "tokens" / shards.shard_name(1, 3)
+    path.write_bytes(bytes(path.stat().st_size))
     damaged = loader.Plan.open(tmp_path / "plan")
     with pytest.raises(ValueError, match=r"shard-00001-of-00003\.array_record record \d+: cannot"):
         list(loader.make_loader(damaged))
+
+
+def test_a_damaged_index_is_named(folder, tmp_path):
+    for name in ("tokens", "plan"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "tokens" / "index.parquet"
+    for content in (path.read_bytes()[:-100], None):
+        if content:
+            path.write_bytes(content)
+        else:
+            path.unlink()
+        with pytest.raises(ValueError, match=r"index\.parquet: cannot be read .*tokenize again"):
+            loader.Plan.open(tmp_path / "plan")
+        with pytest.raises(ValueError, match=r"index\.parquet: cannot be read"):
+            options = plan.PlanOptions(row_length=300)
+            plan.make_plan(tmp_path / "tokens", output_dir=tmp_path / "new", options=options)
+        assert not (tmp_path / "new").exists()
 
 
 def test_bad_arguments_are_named(opened):

@@ -1,16 +1,18 @@
 """Every mesh of eight devices computes what one does, and leaves the state where declared."""
 
 import functools
+import re
 
 import jax
 import numpy as np
 import packed_rows
 import pytest
 
-from jaxterm import config, model, sharding, train_step
+from jaxterm import config, loss, model, sharding, train_step
 
 ROWS, LENGTH, NUM_STEPS = 16, 32, 10
 AXES = ("data", "fsdp", "context", "tensor")
+COLLECTIVE = re.compile(r" = .*\b(all-reduce|reduce-scatter|all-gather|all-to-all)\b\S*\(")
 
 MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 4, 1, 2), (2, 2, 2, 1), (1, 2, 2, 2)]
 
@@ -92,3 +94,41 @@ def test_eval_on_a_mesh_is_that_of_one_device():
         sums, counts = jax.jit(eval_step)(params, batch, groups)
     np.testing.assert_allclose(sums, expected[0], rtol=2e-6)
     np.testing.assert_array_equal(counts, expected[1])
+
+
+def collectives(compiled_text):
+    """(whether in a loop, its line) of every collective of a compiled program."""
+    lines = [line for line in compiled_text.splitlines() if COLLECTIVE.search(line)]
+    return [("/while/body" in line, line) for line in lines]
+
+
+def test_the_heads_gradient_crosses_devices_once_and_not_in_a_loop():
+    """Chunk after chunk would send the vocabulary's gradient as often as there are chunks."""
+    rows, length, dim, vocab = 8, 64, 16, 136
+    sizes = {"data": 1, "fsdp": 4, "context": 2, "tensor": 1}
+    mesh = sharding.make_mesh(sizes)
+
+    def total(hidden, head, targets):
+        return loss.sum_of_losses(hidden, head, targets, vocab_size=vocab, chunk_tokens=8)[0]
+
+    def described(shape, dtype, *axes):
+        placed = sharding.named_sharding(mesh, *axes)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(
+            jax.grad(total, (0, 1)),
+            out_shardings=(
+                sharding.named_sharding(mesh, "batch", "length", None),
+                sharding.named_sharding(mesh, "vocab", "embed"),
+            ),
+        )
+        compiled = gradient.lower(
+            described((rows, length, dim), "float32", "batch", "length", None),
+            described((vocab, dim), "float32", "vocab", "embed"),
+            described((rows, length), "int32", "batch", "length"),
+        ).compile()
+    found = collectives(compiled.as_text())
+    of_head = [(in_loop, line) for in_loop, line in found if str(vocab) in line.split(" = ")[1]]
+    assert len(of_head) >= 2  # the head is gathered, its gradient reduced
+    assert not [line for in_loop, line in of_head if in_loop]

@@ -1,6 +1,8 @@
 """The figures a run reports of itself, against plain arithmetic and a brute-force count."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -33,13 +35,27 @@ def test_attention_flops_of_a_full_row_agree_with_published_arithmetic():
     assert attention / length / 1e9 == pytest.approx(29.0, abs=0.05)
 
 
+RATES = {"seconds": 2.0, "num_tokens": 300, "num_loss_tokens": 100, "num_positions": 400}
+
+
 def test_throughput_counts_padding_and_knows_no_mfu_on_a_cpu():
-    rates = metrics.throughput(MODEL, seconds=2.0, num_tokens=300, num_loss_tokens=100,
-                               num_positions=400, attention_pairs=1.0)  # fmt: skip
+    rates = metrics.throughput(MODEL, **RATES, attention_pairs=1.0)
     assert rates["tokens_per_s"] == 150
     assert rates["loss_tokens_per_s"] == 50
     assert rates["padding_share"] == pytest.approx(0.25)
-    assert rates["mfu"] == rates["mfu_attention"] == 0
+    assert not {"mfu", "mfu_attention"} & rates.keys()
+
+
+def test_mfu_is_a_share_of_the_peak_of_all_devices(monkeypatch):
+    """8B, full rows of 32k at 6 x 7.568e9 and 29.0e9 FLOP a token, on eight devices."""
+    monkeypatch.setattr(metrics, "peak_flops", lambda kind: 459e12)
+    length = 32_768
+    rates = metrics.throughput(
+        MODEL, **RATES | {"num_tokens": length}, attention_pairs=length * (length + 1) / 2
+    )
+    per_token = 8 * 459e12 * 2.0 / length
+    assert rates["mfu"] == pytest.approx(6 * 7.568405504e9 / per_token, rel=1e-9)
+    assert rates["mfu_attention"] == pytest.approx((45.4104e9 + 29.0e9) / per_token, rel=1e-3)
 
 
 def test_a_resumed_run_forgets_records_after_its_checkpoint(tmp_path):
@@ -70,12 +86,41 @@ def test_records_are_also_tensorboard_events(tmp_path):
     assert json.loads((tmp_path / metrics.FILE_NAME).read_text())["loss"] == 1.5
 
 
-def test_missing_wandb_names_the_extra(tmp_path):
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match="uv sync --extra wandb"):
-            metrics.MetricsWriter(tmp_path, first_step=0, wandb_project="terminal")
+def test_wandb_gets_every_record_and_a_resumed_run_goes_on_in_its_run(tmp_path, monkeypatch):
+    calls = []
+
+    def init(**arguments):
+        calls.append(("init", arguments))
+        return types.SimpleNamespace(
+            log=lambda values, step: calls.append(("log", values, step)),
+            finish=lambda: calls.append(("finish",)),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for step in (1, 2):
+        writer = metrics.MetricsWriter(
+            tmp_path, first_step=step - 1, wandb_project="terminal", settings={"seed": 42}
+        )
+        writer.write(step, "train", {"loss": 1.5, "tokens_per_s": 10.0})
+        writer.close()
+    first, second = calls[:3], calls[3:]
+    assert first[0] == second[0]
+    assert first[0][1] | {"id": ""} == {
+        "project": "terminal", "dir": str(tmp_path), "config": {"seed": 42}, "id": "",
+        "resume": "allow",
+    }  # fmt: skip
+    assert first[0][1]["id"]
+    for step, made in ((1, first), (2, second)):
+        assert made[1:] == [
+            ("log", {"train/loss": 1.5, "train/tokens_per_s": 10.0}, step),
+            ("finish",),
+        ]
+
+
+def test_missing_wandb_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
+    with pytest.raises(ValueError, match="uv sync --extra wandb"):
+        metrics.MetricsWriter(tmp_path, first_step=0, wandb_project="terminal")
 
 
 def _events(data: bytes):

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conversations import random_rows, write_jsonl
+from matplotlib import figure
 
 from data_pipeline import loader, manifest, plan, plan_rows, tokenize
 
@@ -188,6 +189,25 @@ def test_the_picture_and_manifest_are_there(make):
     assert sorted(p.name for p in opened.folder.iterdir()) == [
         "manifest.json", "report.json", "report.png", "rows.arrow",
     ]  # fmt: skip
+
+
+def test_every_name_of_a_source_is_drawn(tmp_path, monkeypatch):
+    drawn, savefig = [], figure.Figure.savefig
+
+    def look_and_save(picture, *args, **kwargs):
+        drawn.extend(text.get_text() for text in picture.axes[2].get_legend().get_texts())
+        return savefig(picture, *args, **kwargs)
+
+    monkeypatch.setattr(figure.Figure, "savefig", look_and_save)
+    rows = random_rows(seed=1, num=6, sources=("a$b", "$\\x$", "_hidden"))
+    tokens = tokenize.tokenize(
+        [str(write_jsonl(tmp_path / "a.jsonl", rows))],
+        tokenizer_dir="embedded",
+        output_dir=tmp_path / "tokens",
+        options=tokenize.TokenizeOptions(),
+    )
+    plan.make_plan(tokens, output_dir=tmp_path / "plan", options=plan.PlanOptions())
+    assert sorted(drawn) == sorted((r"a\$b", r"\$\x\$", " _hidden"))
 
 
 def test_bad_inputs_are_named(make, tmp_path):

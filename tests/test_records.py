@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import corpus, records
+from data_pipeline import corpus, manifest, records
 
 
 def read_all(*paths):
@@ -38,6 +38,22 @@ def rows():
         ({"conversations": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         (dialogue("a", "b", reward="much"), "`reward` is 'much', not a float"),
         (dialogue("a", "b", complete=1), "`complete` is 1, not a bool"),
+        (dialogue("a", "b", reward=float("nan")), "`reward` is nan; give a finite number"),
+        (dialogue("a", "b", reward=float("-inf")), "`reward` is -inf; give a finite number"),
+        (dialogue("a", "b", reward=10**400), "`reward` is 1000.*; give a finite number"),
+        (dialogue("a", "b", task="\ud800"), "`task` holds half of a surrogate pair"),
+        (
+            {"conversations": [{"role": "user", "content": "", "reasoning_content": "so"}]},
+            "turn 0 has `reasoning_content`, which is not part of the schema; put it into content",
+        ),
+        (
+            {"conversations": [{"role": "user", "content": "", "tool_calls": []}]},
+            "turn 0 has `tool_calls`, which is not part of the schema",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}]},
+            "turn 0 has its role and text in from, value; name them role, content",
+        ),
     ],
 )
 def test_a_bad_row_is_named_with_its_fault(row, fault):
@@ -49,6 +65,22 @@ def test_all_faults_of_a_row_are_told_at_once():
     row = {"conversations": [{"role": "x", "content": 1}, {"role": "user"}]}
     with pytest.raises(ValueError, match=r"turn 0 has the unknown.*turn 0 has content.*turn 1 has"):
         records.conversation_from_row(row, location="here")
+
+
+def test_a_row_of_many_faults_stays_short():
+    row = {"conversations": [{"from": "human", "value": "hi"}] * 500, "task": ["long"] * 9999}
+    with pytest.raises(ValueError, match=r"turn 0 .*turn 1 .*turn 2 .*; and 498 more$") as caught:
+        records.conversation_from_row(row, location="here")
+    assert len(str(caught.value)) < 500
+    with pytest.raises(ValueError) as caught:
+        records.conversation_from_row(dialogue("a", "b", task=["long"] * 9999), location="here")
+    assert len(str(caught.value)) < 200
+
+
+def test_a_null_key_of_a_turn_is_no_fault():
+    turns = [{"role": "user", "content": "a", "tool_calls": None}]
+    made = records.conversation_from_row({"conversations": turns}, location="here")
+    assert made.messages == (records.Message("user", "a"),)
 
 
 def test_parquet_and_jsonl_hold_the_same(tmp_path, rows):
@@ -97,6 +129,7 @@ def test_a_malformed_line_is_named(tmp_path):
         read_all(file)
     faults = [row.fault for row in corpus.read_rows(file)]
     assert faults[0] == "" and "line 2" in faults[1] and "line 3: a row must be" in faults[2]
+    assert faults[1].endswith("a.jsonl line 2: not valid JSON (Expecting value, column 20)")
     (tmp_path / "b.jsonl").write_bytes(b'{"conversations": "\xff"}\n')
     with pytest.raises(ValueError, match=r"b\.jsonl line 1: not valid JSON"):
         read_all(tmp_path / "b.jsonl")
@@ -149,6 +182,52 @@ def test_a_corpus_is_found(tmp_path):
             corpus.find_files(bad)
 
 
+@pytest.fixture
+def curated(tmp_path):
+    """A folder as curate leaves it."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("heldout.parquet", "removed.parquet", "train.parquet"):
+        (folder / name).touch()
+    manifest.write_json(
+        folder / "manifest.json", {"stage": "curate", "inputs": {}, "options": {}, "counts": {}}
+    )
+    return folder
+
+
+def test_of_a_curated_folder_only_what_is_to_be_trained_is_read(curated):
+    assert corpus.find_files([str(curated)]) == [curated / "train.parquet"]
+    (curated.parent / "other.jsonl").touch()
+    found = corpus.find_files([str(curated.parent)])
+    assert found == [curated / "train.parquet", curated.parent / "other.jsonl"]
+    (curated / "manifest.json").write_text('["of", "something else"]')
+    assert len(corpus.find_files([str(curated)])) == 3
+
+
+def test_an_unfinished_folder_is_no_corpus(curated):
+    (curated / "manifest.json").rename(curated / "unfinished.json")
+    for folder in (curated, curated.parent):
+        with pytest.raises(ValueError, match=r"corpus: the output of .*curate is unfinished; give"):
+            corpus.find_files([str(folder)])
+
+
+def test_hidden_files_and_folders_are_no_corpus(tmp_path):
+    (tmp_path / ".cache" / "deep").mkdir(parents=True)
+    for name in (".cache/deep/a.jsonl", ".b.jsonl", "c.jsonl"):
+        (tmp_path / name).touch()
+    assert corpus.find_files([str(tmp_path)]) == [tmp_path / "c.jsonl"]
+    hidden = tmp_path / ".cache" / "deep"  # but what is named is meant
+    assert corpus.find_files([str(hidden)]) == [hidden / "a.jsonl"]
+
+
+def test_a_file_named_twice_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    for names in (["a.jsonl"] * 2, [".", "a.jsonl"], ["a.jsonl", "b.jsonl"], ["."]):
+        with pytest.raises(ValueError, match=r"jsonl: this file.* is in the corpus twice; name it"):
+            corpus.find_files([str(tmp_path / name) for name in names])
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, rows):
     good = read_all(write_jsonl(tmp_path / "a.jsonl", rows))
     corpus.write_parquet(good[:1], tmp_path / "b.parquet")
@@ -175,9 +254,11 @@ def test_digests_tell_turns_apart():
 def random_example(seed, num_tokens):
     rng = np.random.default_rng(seed)
     starts = np.unique(np.append(0, rng.integers(num_tokens, size=num_tokens // 9)))
+    mask = rng.integers(2, size=num_tokens, dtype=np.uint8)
+    mask[[0, -1]] = 0, 1
     return records.Example(
         tokens=rng.integers(2**31 - 1, size=num_tokens, dtype=np.int32),
-        loss_mask=rng.integers(2, size=num_tokens, dtype=np.uint8),
+        loss_mask=mask,
         turn_starts=starts.astype(np.int32),
         turn_is_assistant=rng.integers(2, size=len(starts), dtype=np.uint8),
         id="00ff",
@@ -185,7 +266,14 @@ def random_example(seed, num_tokens):
     )
 
 
-@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 1000])
+@pytest.mark.parametrize(("value", "fault"), [(0, "only zeros"), (1, "only ones")])
+def test_a_mask_of_one_value_is_refused(value, fault):
+    example = random_example(0, 20)
+    with pytest.raises(ValueError, match=f"the loss mask holds {fault}"):
+        dataclasses.replace(example, loss_mask=np.full(20, value, np.uint8))
+
+
+@pytest.mark.parametrize("num_tokens", [2, 7, 8, 9, 1000])
 def test_an_example_survives_its_record(num_tokens):
     example = random_example(num_tokens, num_tokens)
     found = records.example_from_bytes(records.example_to_bytes(example))

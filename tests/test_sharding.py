@@ -28,9 +28,10 @@ def test_logical_axes_become_mesh_axes():
 def test_without_a_mesh_nothing_is_pinned_and_every_axis_is_one():
     x = jnp.ones((4, 4))
     assert sharding.constrain(x, "batch", "length") is x
-    assert [sharding.axis_size(axis) for axis in sharding.AXES] == [1, 1, 1, 1]
+    assert [sharding.num_shards(axis) for axis in ("batch", "length", "vocab")] == [1, 1, 1]
     with jax.set_mesh(sharding.make_mesh(SIZES)):
-        assert [sharding.axis_size(axis) for axis in sharding.AXES] == [1, 2, 2, 2]
+        assert [sharding.num_shards(axis) for axis in ("batch", "length", "vocab")] == [2, 2, 2]
+        assert sharding.num_shards("embed") == 4
 
 
 @pytest.mark.parametrize("size", architecture.QWEN3)

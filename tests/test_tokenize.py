@@ -69,6 +69,8 @@ def test_manifest_counts(made):
     assert found["counts"]["num_examples"] == len(index) == 40
     for name in ("num_tokens", "num_loss_tokens", "num_turns"):
         assert found["counts"][name] == sum(index[name].to_pylist())
+    sizes = [p.stat().st_size for p in sorted(made.glob("*.array_record"))]
+    assert found["counts"]["shard_bytes"] == sizes
     assert found["options"] == {"think": "keep", "shard_examples": 7}
     assert {"tokenizer/tokenizer.json", "tokenizer/chat_template.jinja"} < set(found["inputs"])
     assert not (made / "parts").exists() and not (made / "unfinished.json").exists()
@@ -121,9 +123,36 @@ def test_a_bad_row_is_named_and_leaves_nothing(tmp_path, row, fault):
     assert not (tmp_path / "tokens").exists()
 
 
+def test_a_bad_row_gives_back_what_it_was_to_replace(made, file, tmp_path):
+    output = tmp_path / "tokens"
+    run(file, output)
+    bad = write_jsonl(tmp_path / "a.jsonl", [*random_rows(seed=4, num=8), "{"])
+    with pytest.raises(ValueError, match=r"a\.jsonl line 9: not valid JSON"):
+        run(bad, output, overwrite=True)
+    assert contents(output) == contents(made)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "tokens"]
+
+
+def test_a_kill_while_the_folder_is_begun_is_no_obstacle(made, file, tmp_path):
+    output = tmp_path / "tokens"
+    output.mkdir()
+    (output / "unfinished.json.tmp").write_text('{"stage": "tok')
+    run(file, output)
+    assert contents(output) == contents(made)
+
+
+def test_a_system_that_does_not_tell_its_cores(made, file, tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    run(file, tmp_path / "small")
+    monkeypatch.setattr(tokenize, "_PROCESS_BYTES", 0)  # no corpus is small any more
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    run(file, tmp_path / "large")
+    assert contents(tmp_path / "small") == contents(tmp_path / "large") == contents(made)
+
+
 def test_an_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl: the corpus is empty"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: the corpus is empty, .*; name other files"):
         run(tmp_path / "a.jsonl", tmp_path / "tokens")
 
 
