@@ -23,20 +23,11 @@ from data_pipeline import chat, cli, curate, manifest, plan, tokenize
 class PrepareOptions:
     """What the three stages are told."""
 
-    heldout_batch_size: int = dataclasses.field(
-        default=8, metadata=cli.flag("rows of a batch of the held-out plan")
-    )
     curation: curate.CurateOptions = dataclasses.field(default_factory=curate.CurateOptions)
     tokenization: tokenize.TokenizeOptions = dataclasses.field(
         default_factory=tokenize.TokenizeOptions
     )
     planning: plan.PlanOptions = dataclasses.field(default_factory=plan.PlanOptions)
-
-    def __post_init__(self):
-        cli.require(
-            self.heldout_batch_size > 0,
-            f"--heldout_batch_size={self.heldout_batch_size} must be positive",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +140,10 @@ def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
 
 
 def _heldout_planning(options: PrepareOptions) -> plan.PlanOptions:
-    """Every held-out token once, in the corpus's order."""
+    """Every held-out token once, in the corpus's order; whoever reads it makes its batches."""
     return dataclasses.replace(
         options.planning,
-        global_batch_size=options.heldout_batch_size,
+        global_batch_size=1,
         epochs=1,
         curriculum="in_order",
         first_sources=(),
@@ -168,7 +159,6 @@ def main(argv: list[str]) -> None:
         tokenizer_dir=flags.FLAGS.tokenizer,
         output_dir=cli.output_dir(),
         options=PrepareOptions(
-            heldout_batch_size=flags.FLAGS.heldout_batch_size,
             curation=cli.options_from_flags(curate.CurateOptions),
             tokenization=cli.options_from_flags(tokenize.TokenizeOptions),
             planning=cli.options_from_flags(plan.PlanOptions),
@@ -178,9 +168,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.define_flags(
-        PrepareOptions, curate.CurateOptions, tokenize.TokenizeOptions, plan.PlanOptions
-    )
+    cli.define_flags(curate.CurateOptions, tokenize.TokenizeOptions, plan.PlanOptions)
     cli.define_output_flags()
     cli.define_tokenizer_flag()
     cli.run(main)

@@ -73,7 +73,6 @@ def _prepared_dir(
             overlong=data.overlong,
             seed=run.seed,
         ),
-        heldout_batch_size=1,  # the mesh decides how many are evaluated together
     )
 
     def work() -> None:

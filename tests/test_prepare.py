@@ -10,7 +10,6 @@ from conversations import dialogue, random_rows, write_jsonl
 from data_pipeline import curate, embedded, loader, plan, prepare, tokenize
 
 OPTIONS = prepare.PrepareOptions(
-    heldout_batch_size=2,
     curation=curate.CurateOptions(heldout_fraction=0.1),
     tokenization=tokenize.TokenizeOptions(),
     planning=plan.PlanOptions(row_length=2048, global_batch_size=8),
@@ -28,7 +27,7 @@ def prepared(tmp_path_factory):
 def test_the_embedded_corpus_becomes_plans(prepared):
     train, held = loader.Plan.open(prepared.train_plan), loader.Plan.open(prepared.heldout_plan)
     assert train.num_steps > 10 and train.global_batch_size == 8
-    assert held.num_steps > 1 and held.global_batch_size == 2
+    assert held.num_steps > 1 and held.global_batch_size == 1
     tasks = [
         set(pq.read_table(path)["task"].to_pylist())
         for path in (prepared.train_corpus, prepared.heldout_corpus)
@@ -61,7 +60,7 @@ def test_other_options_are_refused_by_name(prepared):
             ["embedded"],
             tokenizer_dir="embedded",
             output_dir=prepared.train_plan.parent,
-            options=prepare.PrepareOptions(curation=OPTIONS.curation, heldout_batch_size=2),
+            options=prepare.PrepareOptions(curation=OPTIONS.curation),
         )
 
 
