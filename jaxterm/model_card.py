@@ -61,7 +61,7 @@ def _text(values: dict[str, Any], name: str) -> str:
     return _TEXT.format(
         metadata=metadata.to_yaml(),
         name=name,
-        base="a Qwen3 with random weights" if start["random"] else pathlib.Path(start["hf_dir"]).name,
+        base="a random Qwen3" if start["random"] else pathlib.Path(start["hf_dir"]).name,
         version=versions["jaxterm"],
         results=_results(values),
         settings="\n".join(f"| {key} | {value} |" for key, value in _settings(values)),
