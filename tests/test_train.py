@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -188,6 +189,35 @@ def test_an_export_of_another_step_is_made_again(whole, tmp_path):
     train(workdir, "--config.max_steps=12")
     for name, values in exported(whole).items():
         np.testing.assert_array_equal(exported(workdir)[name], values)
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_of_the_stages(whole, tmp_path):
+    """As they stand there, on this run instead of a 14B one."""
+    blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text(), re.S)
+    (block,) = [block for block in blocks if "convert verify" in block]
+    here = {
+        "sessions.jsonl": f"{whole}/data/corpus/heldout.parquet",
+        "sessions.parquet --sessions=360": f"{tmp_path}/sessions.parquet --sessions=8",
+        "/models/Qwen3-14B": f"{whole}/hf",
+        "runs/14b": str(whole),
+        "my-model": f"{tmp_path}/my-model",
+        "checkpoints/start": f"{tmp_path}/start",
+        "=prepared": f"={tmp_path}/prepared",
+        "evaluate --config=configs/tiny.py": " ".join(
+            ["evaluate", *command(whole, "--config.max_steps=12")[3:]]
+        ),
+    }
+    for line in block.splitlines():
+        for name, path in here.items():
+            line = line.replace(name, path)
+        runner, *arguments = shlex.split(line.removeprefix("uv run "))
+        assert runner == "python"
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+    assert (
+        exported(whole).keys()
+        == safetensors.numpy.load_file(tmp_path / "my-model" / "model.safetensors").keys()
+    )
 
 
 @pytest.mark.parametrize(
