@@ -49,6 +49,14 @@ def train(workdir: pathlib.Path, *options: str, check: bool = True, **environmen
     return result
 
 
+def begin(workdir: pathlib.Path) -> subprocess.Popen:
+    """The run of `whole`, not waited for."""
+    return subprocess.Popen(
+        command(workdir, "--config.max_steps=12"), cwd=ROOT,
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
 def losses(workdir: pathlib.Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in metrics.read_records(workdir, "train")}
 
@@ -110,10 +118,7 @@ def test_the_same_command_again_changes_nothing(whole):
 def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     """SIGTERM after some step: it saves, says so with its exit code, and goes on from there."""
     workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(workdir, "--config.max_steps=12"), cwd=ROOT,
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = begin(workdir)
     wait_for_step(workdir, 1, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == 75
@@ -126,10 +131,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
 def test_killed_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     """SIGKILL in the middle: the last complete checkpoint is the one it goes on from."""
     workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(workdir, "--config.max_steps=12"), cwd=ROOT,
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = begin(workdir)
     wait_for_step(workdir, 3, process)
     process.kill()
     process.wait()
@@ -152,10 +154,7 @@ def copy_without_its_end(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.
 def test_killed_behind_the_last_checkpoint_lacks_no_report(whole, tmp_path):
     """What a saved step reports is on disk before it: the summary of a resumed run is whole."""
     workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        command(workdir, "--config.max_steps=12"), cwd=ROOT,
-        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = begin(workdir)
     while not (workdir / "checkpoints" / "12").exists():
         assert process.poll() is None, "the run ended before it was disturbed"
         time.sleep(0.01)
