@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipeline import chat, cli, curate, manifest, plan, tokenize
+from data_pipeline import chat, cli, curate, executor, manifest, plan, tokenize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ def prepare(
     tokenizer_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     options: PrepareOptions | None = None,
+    workers: executor.WorkerOptions | None = None,
     overwrite: bool = False,
 ) -> PreparedPaths:
     """Run the three stages; those that are done already are not run again.
@@ -57,6 +58,7 @@ def prepare(
         tokenizer_dir: Hugging Face folder of the model's tokenizer, or `embedded`.
         output_dir: the folder to write.
         options: settings of the stages.
+        workers: where their work runs.
         overwrite: replace output of other settings.
 
     Raises:
@@ -64,7 +66,7 @@ def prepare(
     """
     options, output = options or PrepareOptions(), pathlib.Path(output_dir)
     try:
-        return _prepare(corpus, str(tokenizer_dir), output, options, overwrite)
+        return _prepare(corpus, str(tokenizer_dir), output, options, workers, overwrite)
     except ValueError:
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # no stage left anything
@@ -76,6 +78,7 @@ def _prepare(
     tokenizer_dir: str,
     output: pathlib.Path,
     options: PrepareOptions,
+    workers: executor.WorkerOptions | None,
     overwrite: bool,
 ) -> PreparedPaths:
     tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
@@ -95,6 +98,7 @@ def _prepare(
             tokenizer_dir=str(tokenizer),
             output_dir=folder / "tokens",
             options=options.tokenization,
+            workers=workers,
             overwrite=overwrite,
         )
         plan.make_plan(
@@ -163,12 +167,15 @@ def main(argv: list[str]) -> None:
             tokenization=cli.options_from_flags(tokenize.TokenizeOptions),
             planning=cli.options_from_flags(plan.PlanOptions),
         ),
+        workers=cli.options_from_flags(executor.WorkerOptions),
         overwrite=flags.FLAGS.overwrite,
     )
 
 
 if __name__ == "__main__":
-    cli.define_flags(curate.CurateOptions, tokenize.TokenizeOptions, plan.PlanOptions)
+    cli.define_flags(
+        curate.CurateOptions, tokenize.TokenizeOptions, plan.PlanOptions, executor.WorkerOptions
+    )
     cli.define_output_flags()
     cli.define_tokenizer_flag()
     cli.run(main)

@@ -9,22 +9,16 @@ that was stopped goes on where it was when the same command is given again; a fi
 nothing.
 """
 
-import concurrent.futures
 import dataclasses
-import multiprocessing
-import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from data_pipeline import chat, cli, corpus, manifest, shards, tokenize_shard
-
-# Below this much text the start of the processes (3 s each) costs more than they give.
-_PROCESS_BYTES = 64 << 20
+from data_pipeline import chat, cli, corpus, executor, manifest, shards, tokenize_shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,19 +32,12 @@ class TokenizeOptions:
         ),
     )
     shard_examples: int = dataclasses.field(default=512, metadata=cli.flag("examples a shard"))
-    num_workers: int = dataclasses.field(
-        default=0,
-        metadata=cli.flag(
-            "processes; 0 takes one for each core, or none for a small corpus", changes_output=False
-        ),
-    )
 
     def __post_init__(self):
         cli.require_choice("think", self.think, chat.Think)
         cli.require(
             self.shard_examples > 0, f"--shard_examples={self.shard_examples} must be positive"
         )
-        cli.require(self.num_workers >= 0, f"--num_workers={self.num_workers} must not be negative")
 
 
 def tokenize(
@@ -59,6 +46,7 @@ def tokenize(
     tokenizer_dir: str,
     output_dir: pathlib.Path,
     options: TokenizeOptions,
+    workers: executor.WorkerOptions | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
     """Tokenise a corpus into `output_dir`; returns that folder.
@@ -75,7 +63,8 @@ def tokenize(
         return output_dir
     with manifest.discard_on_error(stage):
         tasks = _tasks(files, tokenizer, stage, options)
-        _run_tasks(tasks, _num_processes(files, tasks, options), console)
+        input_bytes = sum(file.stat().st_size for file in files)
+        _run_tasks(tasks, workers or executor.WorkerOptions(), input_bytes, console)
         _finish(stage, tasks)
     return output_dir
 
@@ -120,26 +109,11 @@ def _tasks(
     ]
 
 
-def _num_processes(
-    files: Sequence[pathlib.Path],
-    tasks: Sequence[tokenize_shard.Task],
-    options: TokenizeOptions,
-) -> int:
-    """How many processes to start; 0 works in this one, whose tokenizer uses threads."""
-    if not options.num_workers and sum(file.stat().st_size for file in files) < _PROCESS_BYTES:
-        return 0
-    wanted = options.num_workers or _num_cores()
-    return min(wanted, len(tasks)) if wanted > 1 else 0
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _run_tasks(
-    tasks: Sequence[tokenize_shard.Task], num_processes: int, console: rich_console.Console
+    tasks: Sequence[tokenize_shard.Task],
+    workers: executor.WorkerOptions,
+    input_bytes: int,
+    console: rich_console.Console,
 ) -> None:
     todo = [task for task in tasks if not task.is_done()]
     columns = (
@@ -151,27 +125,10 @@ def _run_tasks(
             "tokenize", total=len(tasks), completed=len(tasks) - len(todo), tokens=0
         )
         tokens = 0
-        for num in _results(todo, num_processes):
+        done = executor.results(tokenize_shard.run, todo, workers, input_bytes=input_bytes)
+        for _, num in done:
             tokens += num
             bar.update(shown, advance=1, tokens=tokens)
-
-
-def _results(todo: Sequence[tokenize_shard.Task], num_processes: int) -> Iterator[int]:
-    if num_processes == 0:
-        yield from map(tokenize_shard.run, todo)
-        return
-    # spawn: the tokenizer library and Arrow keep threads, which do not survive a fork.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=tokenize_shard.use_one_thread,
-    )
-    try:
-        futures = [pool.submit(tokenize_shard.run, task) for task in todo]
-        for future in concurrent.futures.as_completed(futures):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None:
@@ -204,12 +161,13 @@ def main(argv: list[str]) -> None:
         tokenizer_dir=values.tokenizer,
         output_dir=cli.output_dir(),
         options=cli.options_from_flags(TokenizeOptions),
+        workers=cli.options_from_flags(executor.WorkerOptions),
         overwrite=values.overwrite,
     )
 
 
 if __name__ == "__main__":
-    cli.define_flags(TokenizeOptions)
+    cli.define_flags(TokenizeOptions, executor.WorkerOptions)
     cli.define_output_flags()
     cli.define_tokenizer_flag()
     cli.run(main)

@@ -5,7 +5,6 @@ It runs in a process of its own, so everything that it needs travels in a `Task`
 
 import dataclasses
 import functools
-import os
 import pathlib
 import queue
 import threading
@@ -89,11 +88,6 @@ def run(task: Task) -> int:
     pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), temporary, compression="zstd")
     temporary.replace(task.part_path)
     return sum(row["num_tokens"] for row in rows)
-
-
-def use_one_thread() -> None:
-    """For a process among as many as there are cores: the tokenizer starts no threads."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import chat, corpus, embedded, manifest, shards, tokenize
+from data_pipeline import chat, corpus, embedded, executor, manifest, shards, tokenize
 
 OPTIONS = tokenize.TokenizeOptions(shard_examples=7)
 
@@ -90,7 +90,8 @@ def test_other_options_are_refused_by_name(made, file, tmp_path):
     more = write_jsonl(tmp_path / "a.jsonl", random_rows(seed=3, num=2))
     with pytest.raises(ValueError, match=r"other inputs: 0:a.jsonl"):
         run(more, made)
-    run(file, made, tokenize.TokenizeOptions(shard_examples=7, num_workers=9))  # changes nothing
+    nine = executor.WorkerOptions(num_workers=9)
+    run(file, made, tokenize.TokenizeOptions(shard_examples=7), workers=nine)  # changes nothing
 
 
 def test_overwrite_replaces_its_own_output_only(made, file, tmp_path):
@@ -144,7 +145,7 @@ def test_a_kill_while_the_folder_is_begun_is_no_obstacle(made, file, tmp_path):
 def test_a_system_that_does_not_tell_its_cores(made, file, tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     run(file, tmp_path / "small")
-    monkeypatch.setattr(tokenize, "_PROCESS_BYTES", 0)  # no corpus is small any more
+    monkeypatch.setattr(executor, "PROCESS_BYTES", 0)  # no corpus is small any more
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     run(file, tmp_path / "large")
     assert contents(tmp_path / "small") == contents(tmp_path / "large") == contents(made)
