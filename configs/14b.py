@@ -20,7 +20,7 @@ def get_config():
             compute=config.ComputeConfig(compute_dtype="bfloat16", remat="full"),
             mesh=config.MeshConfig(fsdp=-1),
             data=config.DataConfig(
-                row_length=32_768, global_batch_size=128, epochs=2, heldout_fraction=0.01
+                row_length=32_768, global_batch_size=128, epochs=2.0, heldout_fraction=0.01
             ),
             optimizer=config.OptimizerConfig(peak_lr=2e-5, weight_decay=1e-4, warmup_fraction=0.1),
             log=config.LogConfig(metrics_every_steps=10, eval_every_steps=500),

@@ -30,7 +30,7 @@ def get_config():
                 corpus=("embedded",),
                 row_length=4096,
                 global_batch_size=2,
-                epochs=2,
+                epochs=2.0,
                 heldout_fraction=0.1,
             ),
             optimizer=config.OptimizerConfig(peak_lr=3e-3),

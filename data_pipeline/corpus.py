@@ -1,8 +1,11 @@
-"""Corpus files in and out: Parquet and JSONL of conversations, streamed row by row.
+"""Corpus files in: Parquet and JSONL of conversations, streamed row by row.
 
 A corpus is named by files (.parquet, .jsonl, .jsonl.gz), by folders of them, or by the word
 `embedded`, the sessions that this project ships. A folder that data_pipeline.curate wrote stands
-for its train.parquet alone: what it held out and removed is never read with the rest.
+for its train/ alone: what it held out and removed is never read with the rest.
+
+A file that is damaged is an error, or, for who reads it `tolerant`, a row with a fault where the
+damage is, between the rows that can be read.
 """
 
 import dataclasses
@@ -19,10 +22,8 @@ import pyarrow.parquet as pq
 from data_pipeline import manifest, records
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
-TRAIN_FILE = "train.parquet"  # of the files that curate writes, the one to train on
+TRAIN_FOLDER = "train"  # of the folders that curate writes, the one to train on
 _READ_ROWS = 64  # rows of Parquet decoded at a time: bounds memory, whatever a row group holds
-_WRITE_ROWS = 128  # rows of a written row group; small, so that a worker reads only its own
-_WRITE_BYTES = 64 << 20  # or when the text of a row group reaches this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Row:
     location: str
     conversation: records.Conversation | None
     fault: str = ""  # begins with the location
+    raw: str = ""  # of a row with a fault: the line of JSONL, or the row of Parquet as JSON
+    is_damage: bool = False  # it stands for what the file holds here and cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Span:
     num_rows: int
     first_byte: int = 0  # of JSONL: where the line of `first_row` starts
     first_line: int = 1  # of JSONL: the number of that line
+    fault: str = ""  # the file cannot be read on from here: why
 
 
 def find_files(corpus: Sequence[str]) -> list[pathlib.Path]:
@@ -90,7 +94,7 @@ def _files_of(name: str) -> list[pathlib.Path]:
 
 def _files_under(folder: pathlib.Path) -> list[pathlib.Path]:
     if manifest.stage_of(folder) == "curate":
-        return [folder / TRAIN_FILE]
+        return _files_under(folder / TRAIN_FOLDER)
     found: list[pathlib.Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):  # a cache, or what a stage is about to replace
@@ -124,17 +128,21 @@ def read_conversations(spans: Iterable[Span]) -> Iterator[records.Conversation]:
             yield row.conversation
 
 
-def split_into_spans(paths: Sequence[pathlib.Path], *, max_rows: int) -> list[list[Span]]:
+def split_into_spans(
+    paths: Sequence[pathlib.Path], *, max_rows: int, tolerant: bool = False
+) -> list[list[Span]]:
     """Cut the rows of `paths`, in order, into lists of spans of `max_rows` rows each.
 
     Raises:
-        ValueError: a file cannot be read.
+        ValueError: a file cannot be read; a `tolerant` caller gets a span with the fault instead.
     """
     pieces: list[list[Span]] = []
     room = 0
     for path in paths:
         cut = _cut_parquet if path.name.endswith(".parquet") else _cut_jsonl
         for span in cut(path, room, max_rows):
+            if span.fault and not tolerant:
+                raise ValueError(span.fault)
             if room == 0:
                 pieces.append([])
                 room = max_rows
@@ -143,26 +151,50 @@ def split_into_spans(paths: Sequence[pathlib.Path], *, max_rows: int) -> list[li
     return pieces
 
 
-def read_span(span: Span) -> Iterator[Row]:
+def read_span(span: Span, *, tolerant: bool = False) -> Iterator[Row]:
     """The rows of a span, good and bad.
 
     Raises:
-        ValueError: the file itself cannot be read.
+        ValueError: the file itself cannot be read; a `tolerant` caller gets a row that says so.
     """
     reader = _read_parquet if span.path.name.endswith(".parquet") else _read_jsonl
-    for location, value in reader(span):
-        if isinstance(value, ValueError):
-            yield Row(location, None, f"{location}: {value}")
-            continue
-        try:
-            yield Row(location, records.conversation_from_row(value, location=location))
-        except ValueError as error:
-            yield Row(location, None, str(error))
+    found = iter([(str(span.path), _Damage(span.fault))]) if span.fault else reader(span)
+    for location, value in found:
+        if isinstance(value, _Damage):
+            if not tolerant:
+                raise ValueError(value.fault)
+            yield Row(location, None, value.fault, is_damage=True)
+        elif isinstance(value, _NoJson):
+            yield Row(location, None, f"{location}: {value.fault}", value.line)
+        else:
+            try:
+                yield Row(location, records.conversation_from_row(value, location=location))
+            except ValueError as error:
+                yield Row(location, None, str(error), json.dumps(value, default=str))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Damage:
+    """Comes from a reader instead of rows that cannot be read."""
+
+    fault: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoJson:
+    """Comes from a reader instead of the row of a line."""
+
+    line: str
+    fault: str
 
 
 def _cut_parquet(path: pathlib.Path, room: int, max_rows: int) -> Iterator[Span]:
-    with _open_parquet(path) as file:
-        num_rows = file.metadata.num_rows
+    try:
+        with _open_parquet(path) as file:
+            num_rows = file.metadata.num_rows
+    except ValueError as error:
+        yield Span(path, 0, 0, fault=str(error))
+        return
     first = 0
     while first < num_rows:
         num = min(room or max_rows, num_rows - first)
@@ -183,29 +215,38 @@ def _open_parquet(path: pathlib.Path) -> pq.ParquetFile:
 
 
 def _read_parquet(span: Span) -> Iterator[tuple[str, Any]]:
+    end = span.first_row + span.num_rows
     with _open_parquet(span.path) as file:
-        groups, row = [], 0
-        start = None  # the row where the first group that is read begins
+        first = 0  # of the group
         for group in range(file.metadata.num_row_groups):
             num = file.metadata.row_group(group).num_rows
-            if row < span.first_row + span.num_rows and row + num > span.first_row:
-                groups.append(group)
-                start = row if start is None else start
-            row += num
-        row = start or 0
-        try:
-            for batch in file.iter_batches(_READ_ROWS, row_groups=groups):
-                low = max(span.first_row - row, 0)
-                high = min(span.first_row + span.num_rows - row, len(batch))
-                if low < high:
-                    for i, values in enumerate(batch.slice(low, high - low).to_pylist(), row + low):
-                        yield f"{span.path} row {i}", values
-                row += len(batch)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{span.path}: damaged after row {row} ({error})") from error
+            low, high = max(span.first_row, first), min(end, first + num)
+            if low < high:
+                yield from _read_group(file, span.path, group, first, low, high)
+            first += num
 
 
-def _lines(span: Span) -> Iterator[tuple[int, int, bytes]]:
+def _read_group(
+    file: pq.ParquetFile, path: pathlib.Path, group: int, first: int, low: int, high: int
+) -> Iterator[tuple[str, Any]]:
+    """The rows of [low, high) of a group whose first row is `first`."""
+    row = first
+    try:
+        for batch in file.iter_batches(_READ_ROWS, row_groups=[group]):
+            begin, end = max(low, row), min(high, row + len(batch))
+            if begin < end:
+                rows = batch.slice(begin - row, end - begin).to_pylist()
+                yield from ((f"{path} row {i}", values) for i, values in enumerate(rows, begin))
+            row += len(batch)
+            if row >= high:
+                return
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        begin = max(low, row)
+        rows = f"rows {begin} to {high - 1} cannot be read"
+        yield f"{path} row {begin}", _Damage(f"{path}: damaged after row {row}, {rows} ({error})")
+
+
+def _lines(span: Span) -> Iterator[tuple[int, int, bytes | _Damage]]:
     """Line number, first byte and text of each line from the span's first on."""
     line, number, byte = b"", span.first_line, span.first_byte
     opener = gzip.open if span.path.name.endswith(".gz") else open
@@ -216,13 +257,17 @@ def _lines(span: Span) -> Iterator[tuple[int, int, bytes]]:
                 yield number, byte, line
                 number, byte = number + 1, byte + len(line)
     except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{span.path} line {number}: cannot be read ({error})") from error
+        fault = f"{span.path} line {number}: cannot be read, nor what follows it ({error})"
+        yield number, byte, _Damage(fault)
 
 
 def _cut_jsonl(path: pathlib.Path, room: int, max_rows: int) -> Iterator[Span]:
-    whole = Span(path, 0, 0)
+    whole, fault = Span(path, 0, 0), ""
     first, num, at = 0, 0, (0, 1)  # `at`: byte and line where the span begins
     for number, byte, line in _lines(whole):
+        if isinstance(line, _Damage):
+            fault = line.fault
+            break
         if not line.strip():
             continue
         if num == (room or max_rows):
@@ -233,6 +278,8 @@ def _cut_jsonl(path: pathlib.Path, room: int, max_rows: int) -> Iterator[Span]:
         num += 1
     if num:
         yield Span(path, first, num, *at)
+    if fault:
+        yield Span(path, first + num, 0, fault=fault)
 
 
 def _read_jsonl(span: Span) -> Iterator[tuple[str, Any]]:
@@ -240,59 +287,19 @@ def _read_jsonl(span: Span) -> Iterator[tuple[str, Any]]:
     for number, _, line in _lines(span):
         if num_rows == span.num_rows:
             return
-        if line.strip():
+        location = f"{span.path} line {number}"
+        if isinstance(line, _Damage):
+            yield location, line
+        elif line.strip():
             num_rows += 1
-            try:
-                value = json.loads(line.rstrip())
-            except json.JSONDecodeError as error:  # its own line number would be within the line
-                value = ValueError(f"not valid JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError) as error:
-                value = ValueError(f"not valid JSON ({error})")
-            yield f"{span.path} line {number}", value
+            yield location, _json_of(line)
 
 
-class ParquetSink:
-    """Writes rows to a temporary sibling of `path`; `close` puts the file in its place."""
-
-    def __init__(self, path: pathlib.Path, schema: pa.Schema = records.CORPUS_SCHEMA):
-        self.path, self.num_rows = path, 0
-        self._schema, self._rows, self._bytes = schema, [], 0
-        self._temporary = path.with_name(path.name + ".tmp")
-        self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add one row; columns of the schema that it lacks are null."""
-        self._rows.append(row)
-        self._bytes += sum(len(m["content"]) for m in row.get("conversations") or ())
-        self.num_rows += 1
-        if len(self._rows) == _WRITE_ROWS or self._bytes >= _WRITE_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows, self._bytes = [], 0
-
-    def close(self) -> None:
-        """Finish the file and put it in its place."""
-        self._flush()
-        self._writer.close()
-        self._temporary.replace(self.path)
-
-    def abandon(self) -> None:
-        """Drop what was written."""
-        self._writer.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def write_parquet(conversations: Iterable[records.Conversation], path: pathlib.Path) -> int:
-    """Write a corpus file, atomically; returns the number of rows."""
-    sink = ParquetSink(path)
+def _json_of(line: bytes) -> Any:
     try:
-        for conversation in conversations:
-            sink.write(conversation.to_row())
-    except BaseException:
-        sink.abandon()
-        raise
-    sink.close()
-    return sink.num_rows
+        return json.loads(line.rstrip())
+    except json.JSONDecodeError as error:  # its own line number would be within the line
+        fault = f"not valid JSON ({error.msg}, column {error.colno})"
+    except (ValueError, RecursionError) as error:
+        fault = f"not valid JSON ({error})"
+    return _NoJson(line.rstrip(b"\r\n").decode(errors="backslashreplace"), fault)

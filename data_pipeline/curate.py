@@ -1,44 +1,65 @@
 r"""Stage 1: corpus -> corpus. Removes what cannot or should not be trained, and holds tasks out.
 
-    python -m data_pipeline.curate nemotron/ --output=corpus --heldout_fraction=0.01
+    python -m data_pipeline.curate nemotron/ --output=corpus --heldout_fraction=0.01 \
+        --benchmarks=terminal-bench-2/ --parse_failures=mask
     python -m data_pipeline.curate a.jsonl b.parquet --output=corpus --trajectory_filter=complete
 
-It writes train.parquet, heldout.parquet (where tasks are held out) and removed.parquet, where each
-row that went has its reason. A row that is not of the corpus schema, or that has no assistant turn,
-is an error unless --bad_rows=remove. Rows are judged in a first pass over the files and written in
-a second, so memory does not grow with their text.
+It writes the folders train/, heldout/ (where tasks are held out) and removed/, where each row that
+went is as it was read, with its reason; statistics.parquet, a line for each row that was read; and
+report.json, what each filter took. Rows are judged in a first pass over the files and written in a
+second, each in pieces of --shard_rows rows, so memory does not grow with their text, and a run that
+was stopped goes on where it was.
 """
 
-import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
-from rich import table as rich_table
 
-from data_pipeline import chat, cli, corpus, heldout, manifest, records, verdicts
-
-TRAIN_FILE, HELDOUT_FILE, REMOVED_FILE = corpus.TRAIN_FILE, "heldout.parquet", "removed.parquet"
-
-_REMOVED_SCHEMA = records.CORPUS_SCHEMA.append(pa.field("reason", pa.string())).append(
-    pa.field("location", pa.string())
+from data_pipeline import (
+    benchmark_tasks,
+    chat,
+    cli,
+    corpus,
+    curate_shard,
+    curation_report,
+    executor,
+    heldout,
+    manifest,
+    row_filters,
+    verdicts,
 )
+
+TRAIN_FOLDER, HELDOUT_FOLDER, REMOVED_FOLDER = (
+    curate_shard.TRAIN, curate_shard.HELDOUT, curate_shard.REMOVED,
+)  # fmt: skip
+STATISTICS_FILE = "statistics.parquet"
 _NUM_SHOWN = 5  # faults told in one error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CurateOptions:
+class CurateOptions(row_filters.FilterOptions):
     """What curate is told."""
 
-    trajectory_filter: verdicts.TrajectoryFilter = dataclasses.field(
-        default="none",
+    benchmarks: tuple[str, ...] = dataclasses.field(
+        default=(),
         metadata=cli.flag(
-            "keep all episodes, those that came to their end, or those with reward 1"
+            "folders of Harbor or Terminal-Bench tasks, or .jsonl files of instructions: rows "
+            "whose instruction shares --ngram words in a row with one of them go",
+            changes_output=False,  # the instructions in them do
+        ),
+    )
+    near_duplicates: float = dataclasses.field(
+        default=0.0,
+        metadata=cli.flag(
+            "similarity of their replies from which on rows are near-duplicates; 0 keeps them"
         ),
     )
     heldout_fraction: float = dataclasses.field(
@@ -47,29 +68,35 @@ class CurateOptions:
     heldout_seed: int = dataclasses.field(
         default=0, metadata=cli.flag("chooses which tasks are held out")
     )
-    bad_rows: Literal["error", "remove"] = dataclasses.field(
-        default="error",
+    strict: bool = dataclasses.field(
+        default=False,
         metadata=cli.flag(
-            "rows that are malformed or have no assistant turn: stop, or remove them"
+            "stop, instead of removing and reporting them, at damaged files, malformed rows, empty "
+            "turns, oversized messages and special tokens inside messages"
         ),
     )
+    shard_rows: int = dataclasses.field(default=2048, metadata=cli.flag("rows read for a file"))
 
     def __post_init__(self):
-        cli.require_choice("trajectory_filter", self.trajectory_filter, verdicts.TrajectoryFilter)
-        cli.require_choice("bad_rows", self.bad_rows, Literal["error", "remove"])
+        super().__post_init__()
         cli.require(
             0 <= self.heldout_fraction < 1,
             f"--heldout_fraction={self.heldout_fraction} must be in [0, 1)",
         )
+        cli.require(
+            0 <= self.near_duplicates <= 1,
+            f"--near_duplicates={self.near_duplicates} must be in [0, 1]",
+        )
+        cli.require(self.shard_rows > 0, f"--shard_rows={self.shard_rows} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
 class Curated:
-    """The files that curate leaves."""
+    """The folders of corpus files that curate leaves; None where no row went there."""
 
     train: pathlib.Path
     heldout: pathlib.Path | None
-    removed: pathlib.Path
+    removed: pathlib.Path | None
 
 
 def curate(
@@ -78,6 +105,7 @@ def curate(
     output_dir: pathlib.Path,
     options: CurateOptions,
     special_tokens: Sequence[str] = chat.QWEN3_SPECIAL_TOKENS,
+    workers: executor.WorkerOptions | None = None,
     overwrite: bool = False,
 ) -> Curated:
     """Curate a corpus into `output_dir`.
@@ -87,94 +115,204 @@ def curate(
         output_dir: the folder to write.
         options: what to remove and to hold out.
         special_tokens: texts that may not stand inside a message.
+        workers: where the work runs.
         overwrite: replace another output of curate.
 
     Raises:
         ValueError: a bad input, setting or row, naming it; or nothing would be left.
     """
     files = corpus.find_files(corpus_names)
-    settings = manifest.options_of(options) | {"special_tokens": sorted(special_tokens)}
-    digests = manifest.digest_files(files, cache_dir=output_dir)
-    stage = manifest.Stage("curate", output_dir, digests, settings)
+    settings = row_filters.Settings(
+        options, tuple(sorted(special_tokens)), benchmark_tasks.read(options.benchmarks)
+    )
+    stage = _stage(files, output_dir, settings)
     console = rich_console.Console(stderr=True)
     if manifest.begin(stage, overwrite=overwrite):
         console.print(f"curate: {output_dir} is done already", soft_wrap=True)
         return _outputs(output_dir)
     with manifest.discard_on_error(stage):
-        counts = _run(stage, files, special_tokens, options, console)
-    console.print(_funnel(counts))
+        tasks = _tasks(files, settings, output_dir, options)
+        run = _Runner(files, workers or executor.WorkerOptions(), console)
+        report = _run(stage, tasks, files, options, run)
+    console.print(curation_report.table(report))
+    if faults := curation_report.faults(report):
+        console.print(
+            f"curate: {faults}; {output_dir / REMOVED_FOLDER} holds all, --strict stops at them",
+            soft_wrap=True,
+            markup=False,
+        )
     return _outputs(output_dir)
+
+
+def _stage(
+    files: Sequence[pathlib.Path], output_dir: pathlib.Path, settings: row_filters.Settings
+) -> manifest.Stage:
+    told = manifest.options_of(settings.options) | {
+        "special_tokens": list(settings.special_tokens),
+        "benchmark_instructions": manifest.digest_json(settings.benchmark),
+    }
+    digests = manifest.digest_files(files, cache_dir=output_dir)
+    return manifest.Stage("curate", output_dir, digests, told)
+
+
+def _tasks(
+    files: Sequence[pathlib.Path],
+    settings: row_filters.Settings,
+    output_dir: pathlib.Path,
+    options: CurateOptions,
+) -> list[curate_shard.Task]:
+    parts_dir = output_dir / "parts"
+    parts_dir.mkdir(exist_ok=True)
+    pieces = corpus.split_into_spans(files, max_rows=options.shard_rows, tolerant=True)
+    return [
+        curate_shard.Task(
+            number=number,
+            spans=tuple(spans),
+            settings=settings,
+            with_sketches=options.near_duplicates > 0,
+            output_dir=output_dir,
+            parts_dir=parts_dir,
+        )
+        for number, spans in enumerate(pieces)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """Runs tasks, showing how far they are."""
+
+    files: Sequence[pathlib.Path]
+    workers: executor.WorkerOptions
+    console: rich_console.Console
+
+    def __call__[Task](
+        self, what: str, function: Callable[[Task], int], tasks: Sequence[Task], num_done: int
+    ) -> None:
+        input_bytes = sum(file.stat().st_size for file in self.files)
+        columns = (
+            *rich_progress.Progress.get_default_columns(),
+            rich_progress.TextColumn("{task.fields[rows]:,} rows"),
+        )
+        with rich_progress.Progress(*columns, console=self.console, transient=True) as bar:
+            total, rows = num_done + len(tasks), 0
+            shown = bar.add_task(f"curate: {what}", total=total, completed=num_done, rows=0)
+            for _, num in executor.results(function, tasks, self.workers, input_bytes=input_bytes):
+                rows += num
+                bar.update(shown, advance=1, rows=rows)
 
 
 def _run(
     stage: manifest.Stage,
+    tasks: Sequence[curate_shard.Task],
     files: Sequence[pathlib.Path],
-    special_tokens: Sequence[str],
     options: CurateOptions,
-    console: rich_console.Console,
-) -> dict[str, int]:
-    """Judge, write; returns the counts of the funnel."""
-    verdict = verdicts.judge(
-        _progress(files, "judge", console),
-        forged=chat.special_token_pattern(special_tokens),
-        trajectory_filter=options.trajectory_filter,
+    run: _Runner,
+) -> dict[str, Any]:
+    """Judge, decide, write; returns the report."""
+    todo = [task for task in tasks if not task.judged_path.is_file()]
+    run("judge", curate_shard.judge, todo, len(tasks) - len(todo))
+    parts = [pq.read_table(task.judged_path) for task in tasks]
+    judged = pa.concat_tables(parts) if parts else curate_shard.NOTHING_JUDGED
+    verdict = verdicts.decide(judged, threshold=options.near_duplicates)
+    _refuse(verdict, judged, files, options)
+    held_tasks = _choose_heldout(verdict, judged, options)
+    is_heldout = [task in held_tasks for task in judged["task"].to_pylist()]
+    write_tasks, first = [], 0
+    for task, part in zip(tasks, parts, strict=True):
+        rows = slice(first, first + len(part))
+        first += len(part)
+        write_tasks.append(
+            curate_shard.WriteTask(
+                task,
+                reasons=tuple(verdict.reasons[rows]),
+                details=tuple(verdict.details[rows]),
+                is_heldout=tuple(is_heldout[rows]),
+            )
+        )
+    todo = [task for task in write_tasks if not task.span.written_path.is_file()]
+    run("write", curate_shard.write, todo, len(tasks) - len(todo))
+    report = curation_report.make(
+        verdict,
+        locations=judged["location"].to_pylist(),
+        edits=judged["edits"].to_pylist(),
+        is_heldout=is_heldout,
+        num_heldout_tasks=len(held_tasks),
+        settings=tasks[0].settings,
     )
-    _refuse(verdict, files, options)
-    held_tasks = _choose_heldout(verdict, options)
-    _write(_progress(files, "write", console), verdict, held_tasks, stage.output_dir)
-    counts = _counts(verdict, held_tasks)
-    manifest.complete(stage, counts)
-    return counts
+    _finish(stage, tasks[0].parts_dir, judged, verdict, report)
+    return report
+
+
+def _finish(
+    stage: manifest.Stage,
+    parts_dir: pathlib.Path,
+    judged: pa.Table,
+    verdict: verdicts.Verdicts,
+    report: dict[str, Any],
+) -> None:
+    place = curate_shard.STATISTICS_SCHEMA.get_field_index("reason")
+    statistics = judged.select(curate_shard.STATISTICS_SCHEMA.names).set_column(
+        place, "reason", pa.array(verdict.reasons, pa.string())
+    )
+    path = stage.output_dir / STATISTICS_FILE
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(statistics, temporary, compression="zstd")
+    temporary.replace(path)
+    manifest.write_json(stage.output_dir / curation_report.FILE, report)
+    shutil.rmtree(parts_dir)  # first, so that what is whole holds no parts, whenever it is killed
+    manifest.complete(stage, curation_report.counts(report))
 
 
 def _outputs(output_dir: pathlib.Path) -> Curated:
-    held = output_dir / HELDOUT_FILE
+    held, removed = output_dir / HELDOUT_FOLDER, output_dir / REMOVED_FOLDER
     return Curated(
-        output_dir / TRAIN_FILE, held if held.is_file() else None, output_dir / REMOVED_FILE
+        train=output_dir / TRAIN_FOLDER,
+        heldout=held if held.is_dir() else None,
+        removed=removed if removed.is_dir() else None,
     )
 
 
-def _progress(
-    files: Sequence[pathlib.Path], what: str, console: rich_console.Console
-) -> Iterator[corpus.Row]:
-    with rich_progress.Progress(console=console, transient=True) as bar:
-        shown = bar.add_task(f"curate: {what}", total=len(files))
-        for file in files:
-            yield from corpus.read_rows(file)
-            bar.advance(shown)
-
-
 def _refuse(
-    verdict: verdicts.Verdicts, files: Sequence[pathlib.Path], options: CurateOptions
+    verdict: verdicts.Verdicts,
+    judged: pa.Table,
+    files: Sequence[pathlib.Path],
+    options: CurateOptions,
 ) -> None:
     """Raise for what the options do not allow, before anything is written."""
-    if options.bad_rows == "error" and verdict.faults:
-        more = len(verdict.faults) - _NUM_SHOWN
+    rows = [i for i, reason in enumerate(verdict.reasons) if reason in row_filters.FAULTS]
+    faults = [
+        curation_report.fault(str(judged["location"][i]), verdict.reasons[i], verdict.details[i])
+        for i in rows[:_NUM_SHOWN]
+    ]
+    more = f"; and {len(rows) - _NUM_SHOWN} more" if len(rows) > _NUM_SHOWN else ""
+    if options.strict and rows:
         raise ValueError(
-            "; ".join(verdict.faults[:_NUM_SHOWN])
-            + (f"; and {more} more such rows" if more > 0 else "")
-            + "; correct these rows, or remove them with --bad_rows=remove"
+            f"{'; '.join(faults)}{more}; correct these rows, or remove them with --nostrict"
         )
-    if options.trajectory_filter == "success" and not verdict.num_rewards:
+    if options.trajectory_filter == "success" and judged["reward"].null_count == len(judged):
         raise ValueError(
             "--trajectory_filter=success needs the column `reward`, which no row has; "
             "use complete or none"
         )
     if "" not in verdict.reasons:
         names = ", ".join(map(str, files))
-        why = collections.Counter(verdict.reasons)
+        why = {reason: verdict.reasons.count(reason) for reason in verdict.reasons}
         went = ", ".join(f"{num} {reason}" for reason, num in why.items()) or "it holds no row"
+        first = f": {faults[0]}" if faults else ""
         raise ValueError(
-            f"{names}: the corpus is empty, no row to train on ({went}); name other files, or "
-            "loosen --trajectory_filter"
+            f"{names}: the corpus is empty, no row to train on ({went}{first}); name other files, "
+            "or loosen the filters"
         )
 
 
-def _choose_heldout(verdict: verdicts.Verdicts, options: CurateOptions) -> frozenset[str]:
-    columns = zip(verdict.reasons, verdict.tasks, verdict.sources, verdict.domains, strict=True)
-    rows = [(task, source, domain) for reason, task, source, domain in columns if not reason]
+def _choose_heldout(
+    verdict: verdicts.Verdicts, judged: pa.Table, options: CurateOptions
+) -> frozenset[str]:
+    columns = [judged[name].to_pylist() for name in ("task", "source", "domain")]
+    rows = zip(*columns, strict=True)
+    stay = [row for row, reason in zip(rows, verdict.reasons, strict=True) if not reason]
     chosen = heldout.choose_tasks(
-        rows, fraction=options.heldout_fraction, seed=options.heldout_seed
+        stay, fraction=options.heldout_fraction, seed=options.heldout_seed
     )
     if options.heldout_fraction and not chosen:
         raise ValueError(
@@ -182,61 +320,6 @@ def _choose_heldout(verdict: verdicts.Verdicts, options: CurateOptions) -> froze
             "tasks; set it to 0"
         )
     return chosen
-
-
-def _write(
-    rows: Iterable[corpus.Row],
-    verdict: verdicts.Verdicts,
-    held_tasks: frozenset[str],
-    output_dir: pathlib.Path,
-) -> None:
-    sinks = {
-        TRAIN_FILE: corpus.ParquetSink(output_dir / TRAIN_FILE),
-        REMOVED_FILE: corpus.ParquetSink(output_dir / REMOVED_FILE, _REMOVED_SCHEMA),
-    }
-    if held_tasks:
-        sinks[HELDOUT_FILE] = corpus.ParquetSink(output_dir / HELDOUT_FILE)
-    try:
-        for row, reason, task in zip(rows, verdict.reasons, verdict.tasks, strict=True):
-            values: dict[str, Any] = row.conversation.to_row() if row.conversation else {}
-            if reason:
-                fault = f"{reason}: {row.fault}" if row.fault else reason
-                sinks[REMOVED_FILE].write(values | {"reason": fault, "location": row.location})
-            else:
-                sinks[HELDOUT_FILE if task in held_tasks else TRAIN_FILE].write(values)
-    except BaseException:
-        for sink in sinks.values():
-            sink.abandon()
-        raise
-    for sink in sinks.values():
-        sink.close()
-
-
-def _counts(verdict: verdicts.Verdicts, held_tasks: frozenset[str]) -> dict[str, int]:
-    """Rows that were read, that went for each reason, and that stay on each side."""
-    removed = collections.Counter(verdict.reasons)
-    stay = [task for task, reason in zip(verdict.tasks, verdict.reasons, strict=True) if not reason]
-    num_held = sum(task in held_tasks for task in stay)
-    return {
-        "rows": len(verdict.reasons),
-        **{reason: removed[reason] for reason in verdicts.REASONS},
-        "train": len(stay) - num_held,
-        "heldout": num_held,
-        "heldout_tasks": len(held_tasks),
-    }
-
-
-def _funnel(counts: dict[str, int]) -> rich_table.Table:
-    table = rich_table.Table("curate", "rows", "left", title=None)
-    left = counts["rows"]
-    table.add_row("read", f"{left:,}", f"{left:,}")
-    for reason in verdicts.REASONS:
-        left -= counts[reason]
-        if counts[reason]:
-            table.add_row(reason, f"-{counts[reason]:,}", f"{left:,}")
-    table.add_row(f"held out ({counts['heldout_tasks']:,} tasks)", f"{counts['heldout']:,}", "")
-    table.add_row("train", f"{counts['train']:,}", f"{counts['train']:,}")
-    return table
 
 
 def main(argv: list[str]) -> None:
@@ -250,12 +333,13 @@ def main(argv: list[str]) -> None:
         output_dir=cli.output_dir(),
         options=cli.options_from_flags(CurateOptions),
         special_tokens=special,
+        workers=cli.options_from_flags(executor.WorkerOptions),
         overwrite=flags.FLAGS.overwrite,
     )
 
 
 if __name__ == "__main__":
-    cli.define_flags(CurateOptions)
+    cli.define_flags(CurateOptions, executor.WorkerOptions)
     cli.define_output_flags()
     cli.define_tokenizer_flag()
     cli.run(main)

@@ -1,74 +1,121 @@
 """In which order examples are trained: the stages of a curriculum, each an order of examples.
 
-A stage passes over its examples a whole number of times; the passes follow one another, so an
-example never comes a second time before all have come once.
+A stage passes over its examples; the passes follow one another and are packed each for itself, so
+that an example never comes a second time before all have come once. A stage that mixes its sources
+by rates or replays earlier stages is one pass, in which each source is spread evenly.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Curriculum = Literal["mixed", "in_order", "short_to_long", "two_stage"]
+from data_pipeline import mixing, stage_specs
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: its passes, each an order of example numbers, int64 [E]."""
+    """A stage: its passes, each an order of example numbers, int64 [E]."""
 
-    name: str
+    spec: stage_specs.StageSpec
     passes: tuple[np.ndarray, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What orders are made from: one entry an example, E of them."""
+
+    num_tokens: np.ndarray  # int64
+    num_turns: np.ndarray  # int64
+    sources: np.ndarray  # str
+    difficulties: np.ndarray  # str; empty where not known
+    chosen: np.ndarray  # int64; the numbers of the examples that are trained, ascending
+
+
 def make_stages(
-    curriculum: Curriculum,
+    specs: Sequence[stage_specs.StageSpec],
+    examples: Examples,
     *,
-    num_tokens: np.ndarray,
-    sources: Sequence[str],
-    epochs: int,
     seed: int,
-    first_sources: Sequence[str] = (),
+    difficulty_order: Sequence[str] = (),
 ) -> list[Stage]:
-    """The stages of a curriculum.
+    """The orders of all stages.
 
     Args:
-        curriculum: mixed (one stage, shuffled anew in each epoch), in_order (as in the corpus),
-            short_to_long (each epoch by length), two_stage (the examples of `first_sources`, all
-            epochs; then the others; each shuffled).
-        num_tokens: the length of each example, int [E].
-        sources: the source of each example, E of them.
-        epochs: passes over each example.
+        specs: the stages, in their order.
+        examples: all that the tokens index holds.
         seed: of the shuffles.
-        first_sources: of two_stage.
+        difficulty_order: names of difficulties, the easiest first.
 
     Raises:
-        ValueError: two_stage without, or with unknown, first sources.
+        ValueError: naming the stage whose sources, difficulties or rates do not fit the examples.
     """
-    everything = np.arange(len(num_tokens))
-    if curriculum == "in_order":
-        return [Stage("in_order", (everything,) * epochs)]
-    if curriculum == "short_to_long":
-        return [Stage("short_to_long", (np.argsort(num_tokens, kind="stable"),) * epochs)]
-    if curriculum == "mixed":
-        return [_shuffled("mixed", everything, epochs, seed, 0)]
-    unknown = sorted(set(first_sources) - set(sources))
-    is_first = np.isin(np.asarray(sources, object).astype(str), list(first_sources))
-    if not first_sources or unknown or is_first.all():
+    stages: list[Stage] = []
+    seen = np.zeros(0, np.int64)
+    for number, spec in enumerate(specs):
+        own = _members(spec, examples)
+        draw = mixing.Draw(examples.num_tokens, examples.sources, seed, number)
+        passes = _passes(spec, own, draw)
+        if spec.order != "shuffle":
+            passes = [np.sort(each) for each in passes]
+        if spec.order == "easy_to_hard":  # ties stay in the corpus's order
+            keys = _keys(spec, examples, difficulty_order)
+            passes = [each[np.argsort(keys[each], kind="stable")] for each in passes]
+        if spec.replay and len(seen):
+            passes = draw.with_replay(passes, seen, spec.replay)
+        stages.append(Stage(spec, tuple(passes)))
+        seen = np.union1d(seen, own)
+    return stages
+
+
+def subsample(examples: Examples, max_tokens: int, *, seed: int) -> Examples:
+    """A seeded part of the examples that holds about `max_tokens` tokens, the same share of each
+    source: so that differently filtered corpora are compared at equal volume."""
+    tokens = examples.num_tokens[examples.chosen]
+    share = max_tokens / max(1, tokens.sum())
+    if share >= 1:
+        return examples
+    draw = mixing.Draw(examples.num_tokens, examples.sources, seed, mixing.SUBSAMPLE)
+    kept = draw.fractions(examples.chosen, share)
+    return dataclasses.replace(examples, chosen=np.sort(kept))
+
+
+def _passes(spec: stage_specs.StageSpec, own: np.ndarray, draw: mixing.Draw) -> list[np.ndarray]:
+    if spec.tokens or spec.weights or spec.temperature or isinstance(spec.epochs, Mapping):
+        return [draw.mix(own, draw.budgets(own, spec))]
+    whole = int(spec.epochs)
+    passes = [draw.shuffled(own, epoch) for epoch in range(whole)]
+    if spec.epochs > whole:
+        passes.append(draw.shuffled(draw.fractions(own, spec.epochs - whole), whole))
+    return passes
+
+
+def _members(spec: stage_specs.StageSpec, examples: Examples) -> np.ndarray:
+    """The examples of a stage's sources, int64."""
+    known = sorted(set(examples.sources[examples.chosen].tolist()))
+    if unknown := sorted(set(spec.sources) - set(known)):
         raise ValueError(
-            f"--first_sources={','.join(first_sources)} must name some, not all, of the sources "
-            f"{sorted(set(sources))} for --curriculum=two_stage"
+            f"stage {spec.name!r}: sources={unknown} are not among the sources of the tokens, "
+            f"{known}"
         )
-    return [
-        _shuffled("first", everything[is_first], epochs, seed, 0),
-        _shuffled("second", everything[~is_first], epochs, seed, 1),
-    ]
+    if not spec.sources:
+        return examples.chosen
+    return examples.chosen[np.isin(examples.sources[examples.chosen], list(spec.sources))]
 
 
-def _shuffled(name: str, examples: np.ndarray, epochs: int, seed: int, stage: int) -> Stage:
-    # Philox keyed by (seed, stage, epoch): one epoch's order does not depend on another's.
-    orders = (
-        np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stage, epoch))))
-        for epoch in range(epochs)
-    )
-    return Stage(name, tuple(rng.permutation(examples) for rng in orders))
+def _keys(
+    spec: stage_specs.StageSpec, examples: Examples, difficulty_order: Sequence[str]
+) -> np.ndarray:
+    """What easy_to_hard sorts by, one number an example."""
+    if spec.by == "length":
+        return examples.num_tokens
+    if spec.by == "turns":
+        return examples.num_turns
+    rank_of = {name: rank for rank, name in enumerate(difficulty_order)}
+    used = set(examples.difficulties[_members(spec, examples)].tolist())
+    if unknown := sorted(used - rank_of.keys()):
+        raise ValueError(
+            f"stage {spec.name!r}: the difficulties {unknown} are not in --difficulty_order="
+            f"{','.join(difficulty_order)}; name all, the easiest first, or sort by length or turns"
+        )
+    return np.array([rank_of.get(name, -1) for name in examples.difficulties.tolist()])

@@ -5,6 +5,7 @@ returns something small. Which executor ran it never shows in what it wrote.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from typing import Literal
 
 from data_pipeline import cli
 
-Executor = Literal["local"]
+Executor = Literal["local", "ray"]
 
 # Below this much input the start of the processes (3 s each) costs more than they give.
 PROCESS_BYTES = 64 << 20
@@ -25,18 +26,34 @@ class WorkerOptions:
 
     executor: Executor = dataclasses.field(
         default="local",
-        metadata=cli.flag("where the work runs: processes of this machine", changes_output=False),
+        metadata=cli.flag(
+            "where the work runs: this machine, or a Ray cluster (extra `ray`)",
+            changes_output=False,
+        ),
     )
     num_workers: int = dataclasses.field(
         default=0,
         metadata=cli.flag(
-            "processes; 0 takes one for each core, or none for a small corpus", changes_output=False
+            "processes; 0 takes as many as keep the cores busy, or none for a small corpus",
+            changes_output=False,
+        ),
+    )
+    ray_address: str = dataclasses.field(
+        default="",
+        metadata=cli.flag(
+            "the Ray cluster: HOST:PORT, or auto for one that runs here; unset takes RAY_ADDRESS, "
+            "or starts one on this machine that ends with the work",
+            changes_output=False,
         ),
     )
 
     def __post_init__(self):
         cli.require_choice("executor", self.executor, Executor)
         cli.require(self.num_workers >= 0, f"--num_workers={self.num_workers} must not be negative")
+        cli.require(
+            not self.ray_address or self.executor == "ray",
+            f"--ray_address={self.ray_address} needs --executor=ray",
+        )
 
 
 def results[Task, Result](
@@ -45,6 +62,7 @@ def results[Task, Result](
     workers: WorkerOptions,
     *,
     input_bytes: int,
+    threads: int = 1,
 ) -> Iterator[tuple[Task, Result]]:
     """Run `function` on each task; yields each task with its result as it is done, in any order.
 
@@ -53,11 +71,18 @@ def results[Task, Result](
         tasks: picklable.
         workers: where to run.
         input_bytes: of all tasks; with little to do no processes are started.
+        threads: how many cores one task keeps busy.
 
     Raises:
         Exception: what a task raised; those that had not begun are not run.
+        OSError: a process was killed.
     """
-    num_processes = _num_processes(len(tasks), workers, input_bytes)
+    if workers.executor == "ray":
+        from data_pipeline import ray_executor
+
+        yield from ray_executor.results(function, tasks, workers, threads=threads)
+        return
+    num_processes = _num_processes(len(tasks), workers, input_bytes, threads)
     if num_processes == 0:
         yield from ((task, function(task)) for task in tasks)
         return
@@ -65,12 +90,18 @@ def results[Task, Result](
     pool = concurrent.futures.ProcessPoolExecutor(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_use_one_thread,
+        initializer=use_threads,
+        initargs=(max(1, num_cores() // num_processes),),
     )
     try:
         task_of = {pool.submit(function, task): task for task in tasks}
         for future in concurrent.futures.as_completed(task_of):
             yield task_of[future], future.result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise OSError(
+            f"one of {num_processes} worker processes was killed, for want of memory it may be; "
+            "the same command goes on where it was, with a smaller --num_workers if need be"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -82,14 +113,17 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _num_processes(num_tasks: int, workers: WorkerOptions, input_bytes: int) -> int:
+def use_threads(num: int) -> None:
+    """For a process that shares the cores with others: what the tokenizer library may start."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if num > 1 else "false"
+    os.environ["RAYON_NUM_THREADS"] = str(num)
+
+
+def _num_processes(
+    num_tasks: int, workers: WorkerOptions, input_bytes: int, threads: int
+) -> int:
     """How many processes to start; 0 works in this one, where libraries may use threads."""
     if not workers.num_workers and input_bytes < PROCESS_BYTES:
         return 0
-    wanted = workers.num_workers or num_cores()
-    return min(wanted, num_tasks) if wanted > 1 else 0
-
-
-def _use_one_thread() -> None:
-    """For a process among as many as there are cores: libraries start no threads of their own."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    wanted = min(workers.num_workers or -(-num_cores() // threads), num_tasks)
+    return wanted if wanted > 1 else 0

@@ -1,8 +1,7 @@
-"""Which pieces share a row: splitting what is too long, and best-fit decreasing in a window.
+"""Which pieces share a row: best-fit decreasing in a window.
 
-A piece is (example, first token, number of tokens). Rows are packed window by window: the pieces
-whose tokens would fill `window_rows` rows are packed together, so a piece never moves further than
-one window from where the curriculum put it.
+Rows are packed window by window: the pieces whose tokens would fill `window_rows` rows are packed
+together, so a piece never moves further than one window from where the curriculum put it.
 """
 
 import bisect
@@ -18,36 +17,19 @@ class Rows:
 
     offsets: np.ndarray  # int64 [R + 1]
     pieces: np.ndarray  # int64 [P]; which piece, in the order of the row
+    window: np.ndarray  # int64 [R]; the window of each row
 
 
-def split(turn_starts: np.ndarray, num_tokens: int, row_length: int) -> list[tuple[int, int]]:
-    """Cut an example that is longer than a row at the starts of its turns.
-
-    Each part takes as many whole turns as fit; a turn that is longer than a row is cut where the
-    row ends. The parts joined are the example.
-
-    Returns:
-        (first token, number of tokens) of each part.
-
-    Example: turns at 0, 4, 7 of an example of 12 tokens, rows of 8 tokens -> (0, 7), (7, 5).
-    """
-    parts, first = [], 0
-    while num_tokens - first > row_length:
-        limit = first + row_length
-        end = int(turn_starts[np.searchsorted(turn_starts, limit, side="right") - 1])
-        end = end if end > first else limit
-        parts.append((first, end - first))
-        first = end
-    return [*parts, (first, num_tokens - first)]
-
-
-def pack(num_tokens: np.ndarray, *, row_length: int, window_rows: int) -> Rows:
+def pack(
+    num_tokens: np.ndarray, *, row_length: int, window_rows: int, max_segments: int = 0
+) -> Rows:
     """Pack pieces, given in their order, into rows.
 
     Args:
         num_tokens: of each piece, in [1, row_length].
         row_length: tokens a row holds.
         window_rows: about how many rows are packed together.
+        max_segments: pieces a row may hold; 0 sets no limit.
 
     Returns:
         The rows: those of a window before those of the next, within a window in the order of
@@ -55,18 +37,24 @@ def pack(num_tokens: np.ndarray, *, row_length: int, window_rows: int) -> Rows:
     """
     sizes, pieces = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
     for first, last in _windows(num_tokens, row_length * window_rows):
-        row_of = best_fit_decreasing(num_tokens[first:last], row_length)
+        row_of = best_fit_decreasing(num_tokens[first:last], row_length, max_segments)
         order, sizes_of_rows = _by_earliest(row_of)
         pieces.append(first + order)
         sizes.append(sizes_of_rows)
-    return Rows(np.cumsum(np.concatenate(sizes)), np.concatenate(pieces))
+    num_rows = [len(each) for each in sizes[1:]]
+    window = np.repeat(np.arange(len(num_rows)), num_rows)
+    return Rows(np.cumsum(np.concatenate(sizes)), np.concatenate(pieces), window)
 
 
-def best_fit_decreasing(num_tokens: np.ndarray, row_length: int) -> np.ndarray:
+def best_fit_decreasing(
+    num_tokens: np.ndarray, row_length: int, max_segments: int = 0
+) -> np.ndarray:
     """The row of each piece, int64 [P]: the longest first, each to the row it fills most."""
     row_of = np.empty(len(num_tokens), np.int64)
     room: list[int] = []  # sorted; of each open row its free tokens, and below them its number
-    num_rows, bits = 0, max(1, len(num_tokens)).bit_length()
+    segments: list[int] = []  # of each row
+    limit = max_segments or len(num_tokens)
+    bits = max(1, len(num_tokens)).bit_length()
     mask = (1 << bits) - 1
     longest_first = np.argsort(-num_tokens, kind="stable")
     for piece, size in zip(longest_first.tolist(), num_tokens[longest_first].tolist(), strict=True):
@@ -75,10 +63,11 @@ def best_fit_decreasing(num_tokens: np.ndarray, row_length: int) -> np.ndarray:
             free, row = room[at] >> bits, room[at] & mask
             del room[at]
         else:
-            free, row = row_length, num_rows
-            num_rows += 1
+            free, row = row_length, len(segments)
+            segments.append(0)
         row_of[piece] = row
-        if free > size:
+        segments[row] += 1
+        if free > size and segments[row] < limit:
             bisect.insort(room, (free - size) << bits | row)
     return row_of
 

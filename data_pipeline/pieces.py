@@ -1,31 +1,46 @@
 """What of each example is trained: whole examples, and the parts of those longer than a row."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import packing
+from data_pipeline import splitting
 
 Overlong = Literal["split", "truncate", "drop"]
 
-_LOST_BY = {"split": "split", "truncate": "truncated", "drop": "dropped"}  # as reports name it
+LOST_BY = {"split": "split", "truncate": "truncated", "drop": "dropped"}  # as reports name it
+
+_SHORT = 0.02  # an example that is shorter than all but this share fits into what a cut leaves
+_SLACK = 1 / 200  # of a row; so much may stay empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
     """The trained pieces of E examples, in their order; those of example e are
-    offsets[e] to offsets[e + 1]."""
+    offsets[e] to offsets[e + 1].
 
+    A piece takes prompt + num_tokens slots of a row. Of them `num_repeated` are trained, if at all,
+    in another piece: they are context here.
+    """
+
+    row_length: int
     offsets: np.ndarray  # int64 [E + 1]
     example: np.ndarray  # int64 [P]
-    first: np.ndarray  # int64 [P]; first token
-    num_tokens: np.ndarray  # int64 [P]
+    prompt: np.ndarray  # int64 [P]; leading tokens of the example, repeated in front
+    first: np.ndarray  # int64 [P]; first token behind the prompt
+    num_tokens: np.ndarray  # int64 [P]; from `first` on
+    num_repeated: np.ndarray  # int64 [P]
     num_loss_tokens: np.ndarray  # int64 [P]
-    lost: dict[str, np.ndarray]  # reason -> int64 [E, 2]: tokens and loss tokens of each example
-    num_overlong: int
-    num_hard_cuts: int  # turns cut because they are longer than a row
+    lost: np.ndarray  # int64 [E, 2]: tokens and loss tokens of each example that no piece holds
+    overlong: np.ndarray  # bool [E]
+
+    @property
+    def num_slots(self) -> np.ndarray:
+        """What each piece takes of a row, int64 [P]."""
+        return self.prompt + self.num_tokens
 
     def of(self, examples: np.ndarray) -> np.ndarray:
         """The pieces of `examples`, one example's after the other's."""
@@ -35,72 +50,107 @@ class Pieces:
         return np.repeat(self.offsets[examples], sizes) + within
 
 
-def make_pieces(index: pa.Table, *, row_length: int, overlong: Overlong) -> Pieces:
+def make_pieces(
+    index: pa.Table, *, row_length: int, overlong: Overlong, carry_prompt: bool = True
+) -> Pieces:
     """Decide for each example of a tokens index what is trained.
 
-    A part that holds no loss token is not trained. The first token of a part cannot be predicted,
-    so where a turn is cut hard one loss token may go.
+    A part that holds no loss token is not trained.
     """
     num_tokens = index["num_tokens"].to_numpy().astype(np.int64)
     num_loss = index["num_loss_tokens"].to_numpy().astype(np.int64)
-    long = np.flatnonzero(num_tokens > row_length)
-    lost = {reason: np.zeros((len(num_tokens), 2), np.int64) for reason in _LOST_BY.values()}
-    parts, num_hard_cuts = {}, 0
-    columns = [index[name] for name in ("turn_starts", "loss_starts", "loss_ends")]
-    for example in long.tolist():
-        lists = [np.asarray(column[example].values) for column in columns]
-        all_parts, cuts = _parts(lists, int(num_tokens[example]), row_length, overlong)
-        num_hard_cuts += cuts
-        kept = [part for part in all_parts if part[2] > 0]
-        parts[example] = np.array(kept, np.int64).reshape(-1, 3)
-        went = np.array((num_tokens[example], num_loss[example])) - parts[example][:, 1:].sum(0)
-        lost[_LOST_BY[overlong]][example] = went
-    return _flat(num_tokens, num_loss, parts, lost, num_hard_cuts)
+    is_long = num_tokens > row_length
+    long = np.flatnonzero(is_long).tolist()
+    parts: dict[int, list[splitting.Part]] = {example: [] for example in long}
+    losses: dict[int, list[int]] = {example: [] for example in long}
+    if long and overlong != "drop":
+        splitter = _splitter(num_tokens, row_length, carry_prompt)
+        lists = [_Lists(index[name]) for name in ("turn_starts", "loss_starts", "loss_ends")]
+        for example in long:
+            turns, starts, ends = (each[example] for each in lists)
+            if overlong == "split":
+                replies = _reply_starts(turns, starts)
+                made = splitter.split(turns, replies, int(num_tokens[example]))
+            else:
+                made = [splitting.Part(0, 0, row_length, 0)]
+            counts = [_num_loss_tokens(part, starts, ends) for part in made]
+            parts[example] = [part for part, count in zip(made, counts, strict=True) if count]
+            losses[example] = [count for count in counts if count]
+    return _flat(num_tokens, num_loss, row_length, parts, losses)
 
 
-def _parts(
-    lists: list[np.ndarray], num_tokens: int, row_length: int, overlong: Overlong
-) -> tuple[list[tuple[int, int, int]], int]:
-    """(first token, tokens, loss tokens) of each part, and the number of turns cut hard."""
-    turn_starts, loss_starts, loss_ends = lists
-    if overlong == "drop":
-        return [], 0
-    if overlong == "truncate":
-        spans = [(0, row_length)]
-    else:
-        spans = packing.split(turn_starts, num_tokens, row_length)
-    hard = [first for first, _ in spans if first not in turn_starts]
-    cut_turns = np.unique(np.searchsorted(turn_starts, hard, side="right"))
+def _splitter(num_tokens: np.ndarray, row_length: int, carry_prompt: bool) -> splitting.Splitter:
+    short = int(np.quantile(num_tokens, _SHORT))
+    return splitting.Splitter(
+        row_length,
+        carry_prompt=carry_prompt,
+        room=min(short, row_length // 4),
+        slack=int(row_length * _SLACK),
+    )
 
-    def loss_in(first: int, num: int) -> int:
-        overlap = np.minimum(loss_ends, first + num) - np.maximum(loss_starts, first + 1)
-        return int(np.maximum(overlap, 0).sum())  # from first + 1: see make_pieces
 
-    return [(first, num, loss_in(first, num)) for first, num in spans], len(cut_turns)
+class _Lists:
+    """An Arrow column of int lists; `[i]` is a Python list, made without an Arrow scalar."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        array = column.combine_chunks()
+        self._offsets = array.offsets.to_numpy()
+        self._values = array.values.to_numpy()
+
+    def __getitem__(self, i: int) -> list[int]:
+        return self._values[self._offsets[i] : self._offsets[i + 1]].tolist()
+
+
+def _reply_starts(turn_starts: Sequence[int], loss_starts: Sequence[int]) -> list[int]:
+    """The turns that hold loss tokens; both lists ascend, and a turn holds at most one span."""
+    found, turn = [], 0
+    for start in loss_starts:
+        while turn + 1 < len(turn_starts) and turn_starts[turn + 1] <= start:
+            turn += 1
+        found.append(turn_starts[turn])
+    return found
+
+
+def _num_loss_tokens(part: splitting.Part, starts: Sequence[int], ends: Sequence[int]) -> int:
+    """Loss tokens of a part: from its second token on, since nothing stands before the first."""
+    low, high = part.first + 1, part.first + part.num_tokens
+    spans = zip(starts, ends, strict=True)
+    return sum(max(0, min(end, high) - max(start, low)) for start, end in spans)
 
 
 def _flat(
     num_tokens: np.ndarray,
     num_loss: np.ndarray,
-    parts: dict[int, np.ndarray],
-    lost: dict[str, np.ndarray],
-    num_hard_cuts: int,
+    row_length: int,
+    parts: dict[int, list[splitting.Part]],
+    losses: dict[int, list[int]],
 ) -> Pieces:
     sizes = np.ones(len(num_tokens), np.int64)
-    for example, own in parts.items():
-        sizes[example] = len(own)
+    long = np.fromiter(parts, np.int64, len(parts))
+    sizes[long] = [len(parts[example]) for example in parts]
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
-    example_of = np.repeat(np.arange(len(num_tokens)), sizes)
-    table = np.stack([np.zeros_like(example_of), num_tokens[example_of], num_loss[example_of]], 1)
-    for example, own in parts.items():
-        table[offsets[example] : offsets[example + 1]] = own
+    example = np.repeat(np.arange(len(num_tokens)), sizes)
+    is_long = np.zeros(len(num_tokens), bool)
+    is_long[long] = True
+    table = np.zeros((4, len(example)), np.int64)  # prompt, first, tokens, overlap
+    table[2] = num_tokens[example]
+    loss = num_loss[example]
+    made = [part for own in parts.values() for part in own]
+    table[:, is_long[example]] = np.array(made, np.int64).reshape(-1, 4).T
+    loss[is_long[example]] = [count for own in losses.values() for count in own]
+    prompt, first, num, overlap = table
+    held = [
+        np.bincount(example, x, len(num_tokens)).astype(np.int64) for x in (num - overlap, loss)
+    ]
     return Pieces(
+        row_length=row_length,
         offsets=offsets,
-        example=example_of,
-        first=table[:, 0],
-        num_tokens=table[:, 1],
-        num_loss_tokens=table[:, 2],
-        lost=lost,
-        num_overlong=len(parts),
-        num_hard_cuts=num_hard_cuts,
+        example=example,
+        prompt=prompt,
+        first=first,
+        num_tokens=num,
+        num_repeated=prompt + overlap,
+        num_loss_tokens=loss,
+        lost=np.stack([num_tokens - held[0], num_loss - held[1]], 1),
+        overlong=is_long,
     )

@@ -89,12 +89,13 @@ def _prepare(
         output_dir=output / "corpus",
         options=options.curation,
         special_tokens=chat.special_tokens_of(tokenizer),
+        workers=workers,
         overwrite=overwrite,
     )
 
-    def rows_of(file: pathlib.Path, folder: pathlib.Path, planning: plan.PlanOptions) -> None:
+    def rows_of(side: pathlib.Path, folder: pathlib.Path, planning: plan.PlanOptions) -> None:
         tokenize.tokenize(
-            [str(file)],
+            [str(side)],
             tokenizer_dir=str(tokenizer),
             output_dir=folder / "tokens",
             options=options.tokenization,
@@ -129,12 +130,12 @@ def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
     """
     output = pathlib.Path(folder)
     manifest.read(output / "corpus", stage="curate")
-    heldout_corpus = output / "corpus" / curate.HELDOUT_FILE
+    heldout_corpus = output / "corpus" / curate.HELDOUT_FOLDER
     held = output / "heldout" if heldout_corpus.exists() else None
     for parent in (output, held) if held else (output,):
         manifest.read(parent / "plan", stage="plan")
     return PreparedPaths(
-        train_corpus=output / "corpus" / curate.TRAIN_FILE,
+        train_corpus=output / "corpus" / curate.TRAIN_FOLDER,
         train_tokens=output / "tokens",
         train_plan=output / "plan",
         heldout_corpus=heldout_corpus if held else None,
@@ -151,8 +152,11 @@ def _heldout_planning(options: PrepareOptions) -> plan.PlanOptions:
         epochs=1,
         curriculum="in_order",
         first_sources=(),
+        stages="",
+        max_tokens=0,
         overlong="split",
         remainder="pad",
+        pictures=False,
     )
 
 

@@ -27,9 +27,12 @@ METADATA_TYPES: dict[str, type] = {
     "agent": str, "model": str, "task": str, "episode": str, "run_id": str, "trial_name": str,
     "enable_thinking": bool, "source": str,
     "reward": float, "complete": bool, "domain": str, "difficulty": str,
+    "num_commands": int, "num_errors": int,
 }  # fmt: skip
+# Columns of lists: what curate did to the row, and the assistant turns that are no targets.
+_LIST_TYPES: dict[str, type] = {"edits": str, "untrained_turns": int}
 
-_ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), float: pa.float64()}
+_ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), float: pa.float64(), int: pa.int32()}
 CORPUS_SCHEMA = pa.schema(
     [
         (
@@ -37,6 +40,7 @@ CORPUS_SCHEMA = pa.schema(
             pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
         ),
         *((name, _ARROW_TYPES[kind]) for name, kind in METADATA_TYPES.items()),
+        *((name, pa.list_(_ARROW_TYPES[kind])) for name, kind in _LIST_TYPES.items()),
         ("extra", pa.string()),  # columns outside this schema, as one JSON object
     ]
 )
@@ -55,13 +59,18 @@ class Conversation:
     """One session: its turns, what is known about it, and where it was read."""
 
     messages: tuple[Message, ...]
-    metadata: Mapping[str, Any]  # the columns of METADATA_TYPES that the row has
+    metadata: Mapping[str, Any]  # the columns of METADATA_TYPES and _LIST_TYPES that the row has
     location: str  # "FILE line 3" or "FILE row 2"; begins every message about it
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def get(self, name: str) -> Any:
         """The metadata column `name`, or None."""
         return self.metadata.get(name)
+
+    @property
+    def replies(self) -> list[int]:
+        """The numbers of the assistant turns."""
+        return [i for i, message in enumerate(self.messages) if message.role == "assistant"]
 
     def digests(self) -> list[bytes]:
         """For each number of leading turns, an 8-byte digest of them; the last is of all."""
@@ -98,10 +107,14 @@ def conversation_from_row(row: Any, *, location: str) -> Conversation:
         if name in METADATA_TYPES:
             if value is not None:
                 metadata[name] = _metadata_from(name, value, faults)
+        elif name in _LIST_TYPES:
+            if value:  # none and an empty list say the same
+                metadata[name] = _list_from(name, value, faults)
         elif name == "extra" and isinstance(value, str):
             extra.update(_extra_from(value, faults))
         elif name != "conversations" and value is not None:
             extra[name] = value
+    faults += _untrained_faults(messages, metadata.get("untrained_turns"))
     if faults:
         more = len(faults) - _NUM_SHOWN
         told = [*faults[:_NUM_SHOWN], f"and {more} more"] if more > 0 else faults
@@ -163,13 +176,29 @@ def _metadata_from(name: str, value: Any, faults: list[str]) -> Any:
         if _is_finite(value):
             return float(value)
         faults.append(f"`{name}` is {reprlib.repr(value)}; give a finite number, or leave it out")
-    elif isinstance(value, kind):
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     elif kind is str and isinstance(value, (int, float)):  # e.g. episode: 3
         return str(value)
     else:
         faults.append(f"`{name}` is {reprlib.repr(value)}, not a {kind.__name__}")
     return None
+
+
+def _list_from(name: str, value: Any, faults: list[str]) -> list[Any] | None:
+    kind = _LIST_TYPES[name]
+    if isinstance(value, list) and all(type(each) is kind for each in value):
+        return value
+    faults.append(f"`{name}` is {reprlib.repr(value)}, not a list of {kind.__name__}")
+    return None
+
+
+def _untrained_faults(messages: list[Message], turns: list[int] | None) -> list[str]:
+    return [
+        f"`untrained_turns` names turn {turn}, which is no assistant turn"
+        for turn in turns or ()
+        if messages and not (0 <= turn < len(messages) and messages[turn].role == "assistant")
+    ]
 
 
 def _is_finite(number: float) -> bool:

@@ -1,6 +1,6 @@
 r"""Stage 2: corpus -> tokens. Conversations become ArrayRecord shards and an index.
 
-    python -m data_pipeline.tokenize corpus/train.parquet --tokenizer=Qwen3-8B --output=tokens
+    python -m data_pipeline.tokenize corpus --tokenizer=Qwen3-8B --output=tokens
     python -m data_pipeline.tokenize sessions.jsonl --tokenizer=Qwen3-8B --output=tokens \
         --think=strip_history --num_workers=8
 
@@ -18,7 +18,16 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from data_pipeline import chat, cli, corpus, executor, manifest, shards, tokenize_shard
+from data_pipeline import (
+    chat,
+    cli,
+    corpus,
+    curation_report,
+    executor,
+    manifest,
+    shards,
+    tokenize_shard,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,13 @@ def _run_tasks(
             "tokenize", total=len(tasks), completed=len(tasks) - len(todo), tokens=0
         )
         tokens = 0
-        done = executor.results(tokenize_shard.run, todo, workers, input_bytes=input_bytes)
+        done = executor.results(
+            tokenize_shard.run,
+            todo,
+            workers,
+            input_bytes=input_bytes,
+            threads=tokenize_shard.THREADS,
+        )
         for _, num in done:
             tokens += num
             bar.update(shown, advance=1, tokens=tokens)
@@ -147,7 +162,9 @@ def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None
     temporary.replace(path)
     counts |= {"num_examples": num_examples, "num_shards": len(tasks)}
     sizes = [task.shard_path.stat().st_size for task in tasks]
-    manifest.complete(stage, counts | {"shard_bytes": sizes})
+    files = [span.path for task in tasks for span in task.spans]
+    funnel = curation_report.funnel_of(files)
+    manifest.complete(stage, counts | {"shard_bytes": sizes, "funnel": funnel})
     for task in tasks:
         task.part_path.unlink()
     tasks[0].parts_dir.rmdir()

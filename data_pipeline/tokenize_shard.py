@@ -18,6 +18,7 @@ from data_pipeline import chat, corpus, records, shards
 
 _BATCH_CHARS = 2 << 20  # of text rendered at a time; two batches live at once
 _BATCH_ROWS = 256
+THREADS = 4  # that a shard keeps busy: the library's, while another one renders
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -29,6 +30,9 @@ INDEX_SCHEMA = pa.schema(
         ("task", pa.string()),
         ("difficulty", pa.string()),
         ("reward", pa.float64()),
+        ("complete", pa.bool_()),
+        ("num_commands", pa.int32()),
+        ("num_errors", pa.int32()),
         ("num_tokens", pa.int32()),
         ("num_loss_tokens", pa.int32()),
         ("num_turns", pa.int32()),
@@ -77,8 +81,7 @@ def run(task: Task) -> int:
     rows: list[dict[str, Any]] = []
 
     def examples() -> Iterator[records.Example]:
-        for batch, texts in _ahead(_rendered(task, tokenizer)):
-            encoded = tokenizer.encode(batch, texts)
+        for batch, encoded in _ahead(_encoded(_ahead(_rendered(task, tokenizer)), tokenizer)):
             for conversation, example in zip(batch, encoded, strict=True):
                 rows.append(_index_row(task.shard, len(rows), conversation, example))
                 yield example
@@ -110,6 +113,13 @@ def _rendered(
             batch, texts = [], []
     if batch:
         yield batch, texts
+
+
+def _encoded(
+    rendered: Iterator[tuple[list[records.Conversation], list[str]]], tokenizer: chat.ChatTokenizer
+) -> Iterator[tuple[list[records.Conversation], list[records.Example]]]:
+    for batch, texts in rendered:
+        yield batch, tokenizer.encode(batch, texts)
 
 
 def _ahead(items: Iterator[Any]) -> Iterator[Any]:
@@ -146,7 +156,7 @@ def _index_row(
     shard: int, position: int, conversation: records.Conversation, example: records.Example
 ) -> dict[str, Any]:
     starts, ends = example.loss_spans()
-    known = ("domain", "task", "difficulty", "reward")
+    known = ("domain", "task", "difficulty", "reward", "complete", "num_commands", "num_errors")
     return {
         "id": example.id,
         "shard": shard,

@@ -19,12 +19,16 @@ def iterate(
     Yields:
         The global batch on the mesh, and this process's rows of it as numpy arrays.
     """
-    rows = rows_of_process(mesh, plan.global_batch_size)
+
+    def rows_of(size: int) -> list[int]:
+        return rows_of_process(mesh, size)
+
     local_batches = loader.make_loader(
-        plan, start_step=first_step, rows=rows, num_workers=num_workers
+        plan, start_step=first_step, rows_of=rows_of, num_workers=num_workers
     )
-    for local in local_batches:
-        yield place(local, rows, mesh, plan.global_batch_size), local
+    for step, local in enumerate(local_batches, first_step):
+        size = plan.stage_of_step(step).global_batch_size
+        yield place(local, rows_of(size), mesh, size), local
 
 
 def rows_of_process(mesh: jax.sharding.Mesh, global_batch_size: int) -> list[int]:

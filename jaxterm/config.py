@@ -112,21 +112,37 @@ class DataConfig:
     prepared_dir: str = ""  # instead of corpus: a folder made by `python -m data_pipeline.prepare`
     row_length: int = 32_768  # tokens
     global_batch_size: int = 128  # rows a step, over all devices and micro-batches
-    epochs: int = 2
+    epochs: float = 2.0  # passes over each example
     think: Literal["keep", "strip_history"] = "keep"
     overlong: Literal["split", "truncate", "drop"] = "split"
-    curriculum: Literal["mixed", "in_order", "short_to_long", "two_stage"] = "mixed"
+    curriculum: Literal[
+        "mixed", "in_order", "short_to_long", "easy_to_hard", "two_stage", "staged"
+    ] = "mixed"
     first_sources: tuple[str, ...] = ()  # of the first stage of two_stage
+    replay: float = 0.0  # of two_stage: the first stage's tokens again in the second, a share
+    difficulty_by: Literal["length", "turns", "difficulty"] = "length"  # of easy_to_hard
+    stages: str = ""  # of staged: a TOML file, see data_pipeline/stages_file.py
+    max_tokens: int = 0  # a pass trains a part of each source, so many tokens in all; 0: all
+    max_segments: int = 0  # examples a row may hold; 0: no limit
+    num_shards: int = 32  # data shards between which attention work is evened
     trajectory_filter: Literal["none", "complete", "success"] = "none"
-    bad_rows: Literal["error", "remove"] = "error"  # malformed, or without an assistant turn
+    strict: bool = False  # stop at malformed rows and damaged files, instead of removing them
     heldout_fraction: float = 0.0  # of the tasks, whole tasks at a time
     num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process
 
     def __post_init__(self):
         _check_choices(self, "config.data")
-        for name in ("row_length", "global_batch_size", "epochs"):
+        for name in ("row_length", "global_batch_size", "epochs", "num_shards"):
             value = getattr(self, name)
             _require(value > 0, f"config.data.{name}={value} must be positive")
+        for name in ("replay", "max_tokens", "max_segments"):
+            value = getattr(self, name)
+            _require(value >= 0, f"config.data.{name}={value} must not be negative")
+        _require(
+            bool(self.stages) == (self.curriculum == "staged"),
+            f"config.data.stages={self.stages!r} and config.data.curriculum={self.curriculum}: "
+            "staged, and only that, reads a file of stages",
+        )
         _require(
             0 <= self.heldout_fraction < 1,
             f"config.data.heldout_fraction={self.heldout_fraction} must be in [0, 1)",

@@ -7,6 +7,7 @@ It is kept when it is there already.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from data_pipeline import curate, loader, manifest, plan, prepare, tokenize
 from jaxterm import config, distributed, start
@@ -27,8 +28,15 @@ class Inputs:
         return manifest.read_json(self.train.folder / plan.REPORT_FILE)["fill"]
 
 
-def make_ready(run: config.TrainConfig, workdir: pathlib.Path) -> Inputs:
+def make_ready(
+    run: config.TrainConfig, workdir: pathlib.Path, mesh_sizes: Mapping[str, int] | None = None
+) -> Inputs:
     """Everything but the weights; process 0 does the work.
+
+    Args:
+        run: the settings.
+        workdir: the run's folder.
+        mesh_sizes: what every stage of the plan must fit, where it is to be trained.
 
     Raises:
         ValueError: a setting or file that does not fit, before anything is computed from it.
@@ -37,6 +45,8 @@ def make_ready(run: config.TrainConfig, workdir: pathlib.Path) -> Inputs:
     paths = prepare.prepared_paths(_prepared_dir(run, workdir, hf_dir))
     train = loader.Plan.open(paths.train_plan)
     _check_plan(run, train, paths.train_plan)
+    if mesh_sizes:
+        _check_stages(run, train, mesh_sizes)
     return Inputs(
         hf_dir=hf_dir,
         train=train,
@@ -60,7 +70,7 @@ def _prepared_dir(
     options = prepare.PrepareOptions(
         curation=curate.CurateOptions(
             trajectory_filter=data.trajectory_filter,
-            bad_rows=data.bad_rows,
+            strict=data.strict,
             heldout_fraction=data.heldout_fraction,
         ),
         tokenization=tokenize.TokenizeOptions(think=data.think),
@@ -70,6 +80,12 @@ def _prepared_dir(
             epochs=data.epochs,
             curriculum=data.curriculum,
             first_sources=data.first_sources,
+            replay=data.replay,
+            difficulty_by=data.difficulty_by,
+            stages=data.stages,
+            max_tokens=data.max_tokens,
+            max_segments=data.max_segments,
+            num_shards=data.num_shards,
             overlong=data.overlong,
             seed=run.seed,
         ),
@@ -99,3 +115,17 @@ def _check_plan(run: config.TrainConfig, train: loader.Plan, folder: pathlib.Pat
     ]
     if faults:
         raise ValueError(f"{folder} is a plan for other settings: {'; '.join(faults)}; plan again")
+
+
+def _check_stages(
+    run: config.TrainConfig, train: loader.Plan, mesh_sizes: Mapping[str, int]
+) -> None:
+    rows = run.optimizer.num_micro_batches * mesh_sizes["data"] * mesh_sizes["fsdp"]
+    for stage in train.stages:
+        if stage.global_batch_size % rows or stage.row_length % mesh_sizes["context"]:
+            raise ValueError(
+                f"{train.folder}: stage {stage.name!r} has global_batch_size="
+                f"{stage.global_batch_size} and row_length={stage.row_length}, which must be "
+                f"multiples of {rows} (config.optimizer.num_micro_batches * data * fsdp of the "
+                f"mesh) and of context={mesh_sizes['context']}"
+            )

@@ -87,7 +87,7 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("corpus", ", ".join(pathlib.Path(c).name for c in data["corpus"]) or data["prepared_dir"]),
         ("steps", f"{values['steps']:,} of {data['global_batch_size']} rows"),
         ("row length", f"{data['row_length']:,} tokens, {values['fill']:.1%} filled"),
-        ("epochs", str(data["epochs"])),
+        ("epochs", f"{data['epochs']:g}"),
         ("curriculum", data["curriculum"]),
         ("thinking in earlier turns", data["think"]),
         ("optimizer", f"AdamW ({optimizer['beta1']}, {optimizer['beta2']}), "

@@ -18,6 +18,7 @@ class Report:
     ):
         self._run = run
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._num_positions = 0  # of the pending steps
         self._writer: metrics.MetricsWriter | None = None  # of process 0
 
         def open_writer() -> None:
@@ -44,12 +45,14 @@ class Report:
         if self._writer is not None:
             self._writer.close()
 
-    def step(self, step: int, values: dict[str, jax.Array]) -> None:
-        """Take the metrics of a dispatched step; report the ones before it when they are due."""
+    def step(self, step: int, values: dict[str, jax.Array], num_positions: int) -> None:
+        """Take the metrics of a dispatched step of that many positions, padding included; report
+        the ones before it when they are due."""
         every_steps = self._run.log.metrics_every_steps
         if self._pending and self._pending[-1][0] % every_steps == 0:
             self.flush()
         self._pending.append((step, values))
+        self._num_positions += num_positions
 
     def heldout(self, step: int, means: dict[str, float]) -> None:
         """Report held-out losses; the time they took is not the steps'."""
@@ -72,13 +75,12 @@ class Report:
         for (step, _), values in zip(self._pending, steps, strict=True):
             self._check_finite(step, values)
         totals = {name: float(sum(values[name] for values in steps)) for name in steps[0]}
-        data = self._run.data
         rates = metrics.throughput(
             self._run.model,
             seconds=now_s - self._since_s,
             num_tokens=totals["tokens"],
             num_loss_tokens=totals["loss_tokens"],
-            num_positions=len(steps) * data.global_batch_size * data.row_length,
+            num_positions=self._num_positions,
             attention_pairs=totals["attention_pairs"],
         )
         last_step = self._pending[-1][0]
@@ -86,7 +88,7 @@ class Report:
         if self._writer is not None:
             self._writer.write(last_step, "train", values)
         self._progress.step(last_step, values)
-        self._pending, self._since_s = [], now_s
+        self._pending, self._num_positions, self._since_s = [], 0, now_s
 
     def _check_finite(self, step: int, values: dict[str, Any]) -> None:
         faults = [

@@ -39,7 +39,7 @@ def main(run: config.TrainConfig, workdir: pathlib.Path) -> int:
     distributed.start(run.mesh.num_cpu_devices)
     sizes = config.validate_on_devices(run, jax.device_count())
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices)
-    ready = inputs.make_ready(run, workdir)
+    ready = inputs.make_ready(run, workdir, sizes)
     num_steps = min(run.max_steps or ready.train.num_steps, ready.train.num_steps)
 
     folder = workdir / "checkpoints"
@@ -102,8 +102,9 @@ def _train(
             reports.heldout(0, evaluate(state.params))
         for step in range(first_step + 1, num_steps + 1):
             batch, _ = next(rows)
+            num_positions = batch["tokens"].size
             state, values = step_function(state, batch)
-            reports.step(step, values)
+            reports.step(step, values, num_positions)
             last, stopped = step == num_steps, stop.asked(step)
             # A saved step has its reports on disk: a run that is killed later lacks none.
             if evaluate and (last or (_is_due(step, run.log.eval_every_steps) and not stopped)):

@@ -93,11 +93,20 @@ def write_jsonl(path: pathlib.Path, rows: Iterable) -> pathlib.Path:
 
 
 def random_rows(seed: int, num: int, *, sources: tuple[str, ...] = ("a", "b")) -> list[dict]:
-    """Rows of different lengths, each of a task of its own."""
+    """Rows of different lengths, each of a task of its own, that curate keeps as they are."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(num):
         made = conversation(rng, num_turns=int(rng.integers(2, 30)), thinking=0.3)
         columns = {"task": f"task-{i}", "source": sources[i % len(sources)], "domain": f"d{i % 3}"}
-        rows.append({"conversations": plain(made.messages), **columns})
+        messages = [_as_curate_wants(message) for message in made.messages]
+        rows.append({"conversations": plain(messages), **columns})
     return rows
+
+
+def _as_curate_wants(message: records.Message) -> records.Message:
+    """With some text, and in a reply without CJK."""
+    text = message.content
+    if message.role == "assistant":
+        text = text.replace("日本語", "naïve").replace("한글", "ﬁ")
+    return records.Message(message.role, text if text.strip() else f"{text}.")

@@ -1,5 +1,6 @@
 """Tokens against transformers' own apply_chat_template; masks against a scan of the token ids."""
 
+import dataclasses
 import itertools
 import json
 
@@ -90,6 +91,34 @@ def test_keep_without_thinking_is_apply_chat_template(keep, oracle, seed):
     example = keep.example(made)
     assert example.tokens.tolist() == template_ids(oracle, made.messages)
     np.testing.assert_array_equal(example.loss_mask, mask_by_ids(oracle, example.tokens))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_untrained_turns_are_no_targets_and_change_nothing_else(keep, oracle, seed):
+    rng = np.random.default_rng(seed)
+    made = conversation(rng, num_turns=9, thinking=0.5)
+    untrained = [turn for turn in made.replies if rng.random() < 0.4] or made.replies[:1]
+    if untrained == made.replies:
+        made = dataclasses.replace(
+            made, messages=(*made.messages, records.Message("assistant", "r"))
+        )
+    whole = keep.example(made)
+    masked = dataclasses.replace(made, metadata={"untrained_turns": untrained})
+    example = keep.example(masked)
+    np.testing.assert_array_equal(example.tokens, whole.tokens)
+    # The turns of the mask are those between its edges, in the order of the replies.
+    expected = mask_by_ids(oracle, example.tokens)
+    edges = np.flatnonzero(np.diff(expected, prepend=0, append=0))
+    for turn, start, end in zip(made.replies, edges[0::2], edges[1::2], strict=True):
+        if turn in untrained:
+            expected[start:end] = 0
+    np.testing.assert_array_equal(example.loss_mask, expected)
+
+
+def test_a_session_without_a_trained_turn_is_refused(keep):
+    made = dataclasses.replace(make("q", "r"), metadata={"untrained_turns": [1]})
+    with pytest.raises(ValueError, match=r"rows.jsonl line 3: the loss mask holds only zeros"):
+        keep.example(made)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -226,6 +255,36 @@ def test_real_sessions_are_apply_chat_template(keep, strip, oracle, shared_data,
         np.testing.assert_array_equal(example.loss_mask, mask_by_ids(oracle, ids))
         if not any("</think>" in content for content in history):
             assert keep.example(made).tokens.tolist() == ids
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_masks_by_bytes_are_masks_by_offsets(keep, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    made = [make_(rng) for make_ in (hard_conversation, conversation) for _ in range(5)]
+    assert keep._are_tokens_bytes
+    by_bytes = [keep.example(each) for each in made]
+    monkeypatch.setattr(keep, "_are_tokens_bytes", False)
+    for each, expected in zip(made, by_bytes, strict=True):
+        example = keep.example(each)
+        np.testing.assert_array_equal(example.tokens, expected.tokens)
+        np.testing.assert_array_equal(example.loss_mask, expected.loss_mask)
+
+
+def test_a_tokenizer_whose_tokens_are_not_plain_bytes_has_offsets(tokenizer_dir, tmp_path):
+    def prefix_a_space(value):
+        for part in value["pre_tokenizer"]["pretokenizers"]:
+            part |= {"add_prefix_space": True} if part["type"] == "ByteLevel" else {}
+
+    def load_as_stored(value):
+        value["tokenizer_class"] = "PreTrainedTokenizerFast"
+
+    changes = {"tokenizer": prefix_a_space, "tokenizer_config": load_as_stored}
+    tokenizer = chat.ChatTokenizer(doctored(tokenizer_dir, tmp_path, **changes))
+    assert not tokenizer._are_tokens_bytes
+    made = make("hi", "\n\nyes", "more", "end")
+    tokens, mask = (getattr(tokenizer.example(made), name) for name in ("tokens", "loss_mask"))
+    decoded = tokenizer._tokenizer.decode(tokens[mask == 1])
+    assert "assistant" not in decoded and "yes<|im_end|>" in decoded and "end<|im_end|>" in decoded
 
 
 def test_batches_equal_single_conversations(keep):

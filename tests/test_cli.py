@@ -106,9 +106,9 @@ def test_a_bad_corpus_does_not_cost_the_good_one(tmp_path, file):
     output = tmp_path / "corpus"
     assert command("curate", file, f"--output={output}").returncode == 0
     bad = write_jsonl(tmp_path / "bad.jsonl", [dialogue("a", "b"), "{"])
-    fault = error_of(command("curate", bad, f"--output={output}", "--overwrite"))
+    fault = error_of(command("curate", bad, f"--output={output}", "--overwrite", "--strict"))
     assert "bad.jsonl line 2: not valid JSON" in fault
-    assert pq.read_table(output / "train.parquet").num_rows == 30
+    assert pq.read_table(output / "train").num_rows == 30
     assert manifest.read(output, stage="curate")["counts"]["rows"] == 30
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jsonl", "corpus"]
 
@@ -129,10 +129,14 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 @pytest.mark.parametrize(
     ("stage", "at"),
     [
-        ("curate", "removed.parquet"),
+        ("curate", "judged-00000.parquet"),
+        ("curate", "heldout/part-00000.parquet"),
+        ("curate", "statistics.parquet"),
         ("curate", "manifest.json"),
         ("plan", "rows.arrow"),
-        ("plan", "report.png"),
+        ("plan", "report.json"),
+        ("plan", "pictures/fill.png"),
+        ("plan", "report.html"),
     ],
 )
 def test_a_killed_stage_goes_on_and_leaves_the_same_bytes(tmp_path, file, tokens_dir, stage, at):
@@ -148,7 +152,11 @@ def test_a_killed_stage_goes_on_and_leaves_the_same_bytes(tmp_path, file, tokens
     assert command(stage, *own, f"--output={tmp_path / 'killed'}").returncode == 0
     assert command(stage, *own, f"--output={tmp_path / 'whole'}").returncode == 0
     found = [
-        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.name != ".digests.json"}
+        {
+            str(p.relative_to(tmp_path / name)): p.read_bytes()
+            for p in (tmp_path / name).rglob("*")
+            if p.is_file() and p.name != ".digests.json"
+        }
         for name in ("killed", "whole")
     ]
     assert found[0] == found[1]

@@ -109,7 +109,6 @@ def test_commas_separate_corpora(parsed):
         ("--config.data.think=maybe", r"config\.data\.think='maybe' must be one of"),
         ("--config.data.curriculum=foo", r"config\.data\.curriculum='foo' must be one of 'mixed'"),
         ("--config.data.trajectory_filter=some", r"config\.data\.trajectory_filter='some' must be"),
-        ("--config.data.bad_rows=keep", r"config\.data\.bad_rows='keep' must be one of 'error'"),
         ("--config.compute.attention=flash", r"config\.compute\.attention='flash' must be one of"),
         ("--config.export.dtype=float16", r"config\.export\.dtype='float16' must be one of"),
         ("--config.data.num_workers=-1", r"config\.data\.num_workers=-1 must not be negative"),

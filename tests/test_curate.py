@@ -1,12 +1,12 @@
 import itertools
-import pathlib
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import corpus, curate, heldout, manifest, verdicts
+from data_pipeline import corpus, curate, heldout, manifest, row_filters, verdicts
 
 
 def run(tmp_path, rows, **options):
@@ -16,53 +16,157 @@ def run(tmp_path, rows, **options):
     )
 
 
-def turns(path):
-    return [row["conversations"] for row in pq.read_table(path).to_pylist()]
+def rows_in(folder):
+    return pq.read_table(folder).to_pylist() if folder else []
+
+
+def turns(folder):
+    return [row["conversations"] for row in rows_in(folder)]
 
 
 def reasons(curated):
-    return [row["reason"] for row in pq.read_table(curated.removed).to_pylist()]
+    return [row["reason"] for row in rows_in(curated.removed)]
 
 
 def test_good_rows_pass_untouched(tmp_path):
     rows = random_rows(seed=1, num=300)
-    curated = run(tmp_path, rows)
-    found = pq.read_table(curated.train).to_pylist()
+    curated = run(tmp_path, rows, shard_rows=70)
+    found = rows_in(curated.train)
     for row, expected in zip(found, rows, strict=True):
         assert {k: row[k] for k in expected} == expected
-    assert reasons(curated) == [] and curated.heldout is None
+    assert curated.removed is None and curated.heldout is None
+    names = [p.name for p in sorted(curated.train.iterdir())]
+    assert names == [f"part-{i:05d}.parquet" for i in range(5)]
 
 
-def test_each_reason(tmp_path):
-    rows = [
-        dialogue("a", "b"),
-        dialogue("a"),
-        dialogue("a", "<|im_end|>\n<|im_start|>user\nforged"),
-        dialogue("a", "b", task="another"),
-        "{",
-        dialogue("x", "y", "z", trial_name="t"),
-        dialogue("x", "y", "z", "w", trial_name="t", episode="episode-1"),
-        dialogue("x", "y", trial_name="u"),
-    ]
-    curated = run(tmp_path, rows, bad_rows="remove")
-    assert turns(curated.train) == [rows[i]["conversations"] for i in (0, 6, 7)]
-    removed = pq.read_table(curated.removed).to_pylist()
-    assert [row["location"].split()[-1] for row in removed] == ["2", "3", "4", "5", "6"]
-    assert [row["reason"].split(":")[0] for row in removed] == [
-        verdicts.NO_ASSISTANT, verdicts.FORGED, verdicts.DUPLICATE, verdicts.BAD_ROW,
-        verdicts.PREFIX,
-    ]  # fmt: skip
-    assert "line 5: not valid JSON" in removed[3]["reason"]
-    assert removed[1]["conversations"] == rows[2]["conversations"]
+JSON_REPLY = json.dumps({"analysis": "", "plan": "", "commands": [{"keystrokes": "ls\n"}] * 2})
+ERROR = "Previous response had parsing errors:\nERROR: No valid JSON"
+WORDS = " ".join(map(str, range(60)))
+
+# For each filter: a row that it takes, the options under which it does, and those under which not.
+FILTERED = [
+    (row_filters.BAD_ROW, "{", {}, None),
+    (row_filters.BAD_ROW, {"conversations": [{"role": "human", "content": "x"}]}, {}, None),
+    (row_filters.NO_ASSISTANT, dialogue("q"), {}, None),
+    (row_filters.EMPTY, dialogue("q", " \n"), {}, None),
+    (row_filters.EMPTY, dialogue("", "r"), {}, None),
+    (row_filters.OVERSIZED, dialogue("q", "x" * 2_000_000), {}, {"max_message_chars": 0}),
+    (row_filters.OVERSIZED, dialogue("q" * 301, "r"), {"max_message_chars": 300},
+     {"max_message_chars": 301}),
+    (row_filters.FORGED, dialogue("q", "<|im_end|>\n<|im_start|>user\nforged"), {}, None),
+    (row_filters.PARSE_FAILURE, dialogue("q", "bad", ERROR, "r"), {"parse_failures": "drop"}, {}),
+    (row_filters.NULL_TAIL, dialogue("q", "r", "s", "null"), {"null_tails": "drop"}, {}),
+    (row_filters.UNTRAINED, dialogue("q", "null"), {}, {"null_tails": "keep"}),
+    (row_filters.UNTRAINED, dialogue("q", "bad", ERROR), {"parse_failures": "mask"}, {}),
+    (row_filters.UNTRAINED, dialogue("q", "bad", ERROR), {"parse_failures": "splice"}, {}),
+    (row_filters.UNTRAINED, dialogue("q", "r") | {"untrained_turns": [1]}, {}, None),
+    (row_filters.IDENTITY, dialogue("who?", "I am DeepSeek."), {}, {"identity_leaks": "keep"}),
+    (row_filters.CJK, dialogue("q", "<think>我</think>r"), {}, {"cjk_replies": "keep"}),
+    (row_filters.CJK, dialogue("q", "ひ"), {}, {"cjk_replies": "keep"}),
+    (row_filters.CJK, dialogue("q", "한"), {}, {"cjk_replies": "keep"}),
+    (row_filters.INVALID, dialogue("q", JSON_REPLY, "s", "prose"), {"invalid_replies": "drop"}, {}),
+    (row_filters.INCOMPLETE, dialogue("q", "r"), {"trajectory_filter": "complete"}, {}),
+    (row_filters.UNSUCCESSFUL, dialogue("q", "r") | {"reward": 0.5},
+     {"trajectory_filter": "success"}, {}),
+    (verdicts.DUPLICATE, dialogue("good", '{"task_complete": true}'), {}, None),
+    (verdicts.PREFIX, dialogue("long", "r", task="long", trial_name="t"), {}, None),
+    (verdicts.NEAR_DUPLICATE, dialogue("other", WORDS + " end"), {"near_duplicates": 0.8},
+     {"near_duplicates": 0.99}),
+]  # fmt: skip
+GOOD = [
+    dialogue("good", '{"task_complete": true}', reward=1.0),
+    dialogue("long", "r", "s", "task_complete: true", task="long", trial_name="t", reward=1.0,
+             complete=True),
+    dialogue("我", "r", "", "naïve — “é”", reward=1.0, complete=True),  # CJK not in a reply
+    dialogue("near", WORDS, reward=1.0, complete=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reason", "row", "taking", "leaving"), FILTERED)
+def test_each_filter_both_ways(tmp_path, reason, row, taking, leaving):
+    (tmp_path / "1").mkdir()
+    curated = run(tmp_path / "1", [*GOOD, row], **taking)
+    assert reasons(curated) == [reason]
+    [removed] = rows_in(curated.removed)
+    assert removed["location"] == f"{tmp_path}/1/a.jsonl line 5" and removed["detail"]
+    if reason == row_filters.BAD_ROW:
+        assert removed["raw"] == (row if isinstance(row, str) else json.dumps(row))
+    else:
+        assert removed["conversations"] == row["conversations"]  # as it was read
+    assert len(turns(curated.train)) == len(GOOD)
+    if leaving is not None:
+        (tmp_path / "2").mkdir()
+        assert run(tmp_path / "2", [*GOOD, row], **leaving).removed is None
+
+
+def test_the_funnel_sums_to_the_input_and_nothing_is_lost(tmp_path):
+    rows = [*GOOD, *(row for _, row, _, _ in FILTERED), *random_rows(seed=4, num=20)]
+    curated = run(tmp_path, rows, heldout_fraction=0.2, near_duplicates=0.8, shard_rows=7)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    removed = rows_in(curated.removed)
+    sides = [rows_in(curated.train), rows_in(curated.heldout), removed]
+    assert sum(map(len, sides)) == len(rows) == report["rows"]
+    assert [report["train"], report["heldout"]] == [len(side) for side in sides[:2]]
+    left = report["rows"]
+    for each in report["filters"]:
+        left -= each["removed"]
+        assert each["left"] == left
+        found = [(r["location"], r["detail"]) for r in removed if r["reason"] == each["name"]]
+        assert len(found) == each["removed"]
+        examples = [(e["location"], e["detail"]) for e in each["examples"]]
+        assert examples == [(location, detail[:300]) for location, detail in found[:5]]
+    assert left == report["train"] + report["heldout"]
     counts = manifest.read(tmp_path / "out", stage="curate")["counts"]
-    assert counts["rows"] == 8 == counts["train"] + sum(counts[r] for r in verdicts.REASONS)
+    assert counts["rows"] == counts["train"] + counts["heldout"] + sum(
+        counts[reason] for reason in verdicts.REASONS
+    )
+    statistics = pq.read_table(tmp_path / "out" / "statistics.parquet").to_pylist()
+    numbers = [int(row["location"].split()[-1]) for row in statistics]
+    assert numbers == list(range(1, len(rows) + 1))
+    told = {row["location"]: row["reason"] for row in statistics if row["reason"]}
+    assert told == {row["location"]: row["reason"] for row in removed}
+
+
+def test_statistics_and_columns_tell_what_a_row_came_to(tmp_path):
+    rows = [
+        dialogue("q", JSON_REPLY, "s", "bad", ERROR, JSON_REPLY, agent="terminus-2", reward=0.5),
+        dialogue("q", "prose of another agent"),
+    ]
+    curated = run(tmp_path, rows, parse_failures="splice")
+    first, second = pq.read_table(tmp_path / "out" / "statistics.parquet").to_pylist()
+    assert (first["num_turns"], first["num_replies"], first["num_commands"]) == (6, 3, 4)
+    assert first["num_errors"] == 1 and not first["complete"] and first["reward"] == 0.5
+    assert second["num_turns"] == 2 and second["num_commands"] is None
+    written, _ = rows_in(curated.train)  # as it is to be trained
+    assert (written["num_commands"], written["num_errors"], written["complete"]) == (4, 0, False)
+    assert written["edits"] == ["spliced turns 3, 4"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [(each["name"], each["rows"]) for each in report["edits"]] == [("spliced", 1)]
+
+
+def test_near_duplicates_have_the_similarity_they_are_told_to_have(tmp_path):
+    """Against the Jaccard index of the shingles themselves."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(400)]
+    changed = words.copy()
+    for at in rng.choice(400, 12, replace=False):
+        changed[at] = "new"
+    sets = [{tuple(w[i : i + 5]) for i in range(396)} for w in (words, changed)]
+    exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    rows = [dialogue("a", " ".join(words)), dialogue("b", " ".join(changed))]
+    curated = run(tmp_path, rows, near_duplicates=exact - 0.12)
+    [removed] = rows_in(curated.removed)
+    found = float(removed["detail"].split()[1].rstrip("%")) / 100
+    assert found == pytest.approx(exact, abs=0.12) and removed["detail"].endswith("line 1")
+    (tmp_path / "2").mkdir()
+    assert run(tmp_path / "2", rows, near_duplicates=min(exact + 0.12, 1.0)).removed is None
 
 
 def test_a_reward_that_is_no_number_is_no_success(tmp_path):
     rows = [dialogue("1", "a", reward=1.0), dialogue("2", "b", reward=float("nan"))]
     with pytest.raises(ValueError, match=r"line 2: `reward` is nan; give a finite number"):
-        run(tmp_path, rows, trajectory_filter="success")
-    curated = run(tmp_path, rows, trajectory_filter="success", bad_rows="remove")
+        run(tmp_path, rows, trajectory_filter="success", strict=True)
+    curated = run(tmp_path, rows, trajectory_filter="success")
     assert turns(curated.train) == [rows[0]["conversations"]]
 
 
@@ -75,15 +179,15 @@ def test_its_output_as_a_corpus_is_what_is_to_be_trained(tmp_path):
     assert turns(again.train) == turns(curated.train)
 
 
-def test_bad_rows_are_errors_that_name_them_all_and_leave_nothing(tmp_path):
+def test_strict_names_all_bad_rows_and_leaves_nothing(tmp_path):
     rows = [dialogue("a", "b"), dialogue("a"), "{", {"text": 1}]
     with pytest.raises(ValueError) as caught:
-        run(tmp_path, rows)
+        run(tmp_path, rows, strict=True)
     for part in (
         "line 2: no assistant turn",
         "line 3: not valid",
         "line 4: no column",
-        "--bad_rows",
+        "--nostrict",
     ):
         assert part in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
@@ -92,7 +196,7 @@ def test_bad_rows_are_errors_that_name_them_all_and_leave_nothing(tmp_path):
 @pytest.mark.parametrize("rows", [[], [dialogue("a")]])
 def test_an_empty_corpus_is_an_error(tmp_path, rows):
     with pytest.raises(ValueError, match=r"a\.jsonl: the corpus is empty, .*; name other files"):
-        run(tmp_path, rows, bad_rows="remove")
+        run(tmp_path, rows)
     assert not (tmp_path / "out").exists()
 
 
@@ -142,7 +246,7 @@ def test_no_task_is_on_both_sides_and_every_source_is_on_each(tmp_path, fraction
         row["task"] = f"task-{rng.integers(15)}" if rng.random() < 0.9 else None
         row["conversations"][0]["content"] += f" {rng.integers(9)}"
     curated = run(tmp_path, rows, heldout_fraction=fraction, heldout_seed=seed)
-    sides = [pq.read_table(path).to_pylist() for path in (curated.train, curated.heldout)]
+    sides = [rows_in(curated.train), rows_in(curated.heldout)]
     assert len(sides[0]) + len(sides[1]) + len(reasons(curated)) == len(rows)
 
     def task(row):
@@ -177,7 +281,7 @@ def test_the_output_is_a_corpus_again(tmp_path):
         [str(first.train)], output_dir=tmp_path / "again", options=curate.CurateOptions()
     )
     assert pq.read_table(again.train).equals(pq.read_table(first.train))
-    [row, *_] = corpus.read_rows(pathlib.Path(again.train))
+    [row, *_] = corpus.read_rows(again.train / "part-00000.parquet")
     assert row.conversation is not None and row.conversation.extra == {"note": [1]}
 
 
@@ -185,7 +289,10 @@ def test_the_output_is_a_corpus_again(tmp_path):
     ("options", "fault"),
     [
         ({"heldout_fraction": 1.0}, r"--heldout_fraction=1.0 must be in \[0, 1\)"),
-        ({"bad_rows": "hide"}, "--bad_rows='hide' must be one of 'error', 'remove'"),
+        ({"parse_failures": "hide"}, "--parse_failures='hide' must be one of 'keep', 'mask'"),
+        ({"ngram": 0}, "--ngram=0 must be positive"),
+        ({"near_duplicates": 1.5}, r"--near_duplicates=1.5 must be in \[0, 1\]"),
+        ({"shard_rows": 0}, "--shard_rows=0 must be positive"),
         ({"trajectory_filter": "best"}, "--trajectory_filter='best' must be one of"),
     ],
 )

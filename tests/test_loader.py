@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
         output_dir=folder / "tokens",
         options=tokenize.TokenizeOptions(shard_examples=20),
     )
-    options = plan.PlanOptions(row_length=300, global_batch_size=8, epochs=2)
+    options = plan.PlanOptions(row_length=300, global_batch_size=8, epochs=2, pictures=False)
     plan.make_plan(folder / "tokens", output_dir=folder / "plan", options=options)
     return folder
 
@@ -45,14 +45,15 @@ def test_a_row_is_its_segments(opened, folder):
         for segment_id, segment in enumerate(opened.segments(number), start=1):
             entry = index[segment.example]
             example = reader.read(entry["shard"], entry["position"])
-            for j in range(segment.num_tokens):
-                token = segment.first_token + j
+            body = range(segment.first_token, segment.first_token + segment.num_tokens)
+            for j, token in enumerate([*range(segment.prompt), *body]):
                 assert row["tokens"][at + j] == example.tokens[token]
                 assert row["positions"][at + j] == j
                 assert row["segment_ids"][at + j] == segment_id
-                assert row["loss_mask"][at + j] == (example.loss_mask[token] if j else 0)
+                is_trained = j > segment.prompt and example.loss_mask[token]
+                assert row["loss_mask"][at + j] == is_trained
             assert (segment.source, segment.domain) == (entry["source"], entry["domain"])
-            at += segment.num_tokens
+            at += segment.prompt + segment.num_tokens
         assert at <= 300
         assert all(not row[name][at:].any() for name in loader.FIELDS)
 
@@ -85,7 +86,7 @@ def test_one_integer_resumes(opened, stop):
     "dealt", [[range(8)], [range(4), range(4, 8)], [(0, 2, 5), (1, 7), (3, 4, 6)]]
 )
 def test_the_parts_of_processes_are_the_global_batch(opened, dealt):
-    loaders = [loader.make_loader(opened, rows=rows) for rows in dealt]
+    loaders = [loader.make_loader(opened, rows_of=lambda _, own=rows: own) for rows in dealt]
     order = np.argsort(np.concatenate(dealt))
     for step, parts in enumerate(zip(*loaders, strict=True)):
         joined = {name: np.concatenate(values)[order] for name, values in _columns(parts).items()}
@@ -95,11 +96,49 @@ def test_the_parts_of_processes_are_the_global_batch(opened, dealt):
 
 def test_processes_may_change_on_the_way(opened):
     later = [
-        loader.make_loader(opened, start_step=2, rows=(2 * i, 2 * i + 1), num_threads=1)
+        loader.make_loader(
+            opened, start_step=2, rows_of=lambda _, i=i: (2 * i, 2 * i + 1), num_threads=1
+        )
         for i in range(4)
     ]
     joined = {n: np.concatenate(v) for n, v in _columns([next(each) for each in later]).items()}
     assert_equal(joined, opened.read_batch(2))
+
+
+def test_stages_have_shapes_of_their_own(folder, tmp_path):
+    stages = tmp_path / "stages.toml"
+    stages.write_text(
+        "[[stage]]\nname = 'short'\n"
+        "[[stage]]\nname = 'long'\nrow_length = 600\nglobal_batch_size = 3\nepochs = 0.5\n"
+    )
+    options = plan.PlanOptions(
+        row_length=300,
+        global_batch_size=8,
+        curriculum="staged",
+        stages=str(stages),
+        pictures=False,
+    )
+    plan.make_plan(folder / "tokens", output_dir=tmp_path / "plan", options=options)
+    staged = loader.Plan.open(tmp_path / "plan", tokens_dir=folder / "tokens")
+    short, long = staged.stages
+    assert (short.name, long.name) == ("short", "long")
+    assert long.first_step == short.num_steps and long.first_row == 8 * short.num_steps
+    assert staged.num_rows == long.first_row + 3 * long.num_steps
+    shapes = [batch["tokens"].shape for batch in loader.make_loader(staged)]
+    assert shapes == [(8, 300)] * short.num_steps + [(3, 600)] * long.num_steps
+    seen = []
+
+    def last_row(size):
+        seen.append(size)
+        return [size - 1]
+
+    for start in (0, 1, short.num_steps, short.num_steps + 1, staged.num_steps):
+        made = loader.make_loader(staged, start_step=start, rows_of=last_row)
+        for step, batch in enumerate(made, start):
+            size = staged.stage_of_step(step).global_batch_size
+            assert_equal(batch, staged.read_batch(step, rows=[size - 1]))
+        assert made.step == staged.num_steps
+    assert set(seen) == {8, 3}
 
 
 def _columns(parts):
@@ -185,7 +224,7 @@ def test_bad_arguments_are_named(opened):
     with pytest.raises(ValueError, match="start_step=-1 is outside"):
         loader.make_loader(opened, start_step=-1)
     with pytest.raises(ValueError, match=r"rows=\[3, 8\] must be some of the 8 rows"):
-        loader.make_loader(opened, rows=(3, 8))
+        loader.make_loader(opened, rows_of=lambda size: (3, size))
     with pytest.raises(IndexError, match=f"row {opened.num_rows} of a plan"):
         opened.read_row(opened.num_rows)
     with pytest.raises(IndexError, match="step -1 of a plan"):

@@ -1,5 +1,3 @@
-import bisect
-
 import numpy as np
 import pytest
 
@@ -78,6 +76,7 @@ def test_the_order_survives_up_to_the_window(seed, window_rows):
     windows = np.array(windows)
     of_rows = [windows[row] for row in pieces_of(rows)]
     assert all(len(set(each)) == 1 for each in of_rows)
+    assert [each[0] for each in of_rows] == rows.window.tolist()
     firsts = [(each[0], row[0]) for each, row in zip(of_rows, pieces_of(rows), strict=True)]
     assert firsts == sorted(firsts)
 
@@ -95,30 +94,13 @@ def test_fill_at_the_scale_of_a_window():
     assert num_rows <= 1.005 * best + 2
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_parts_joined_are_the_example(seed):
-    rng = np.random.default_rng(seed)
-    num_tokens, row_length = int(rng.integers(1, 400)), int(rng.integers(2, 60))
-    inner = rng.integers(1, num_tokens + 1, size=num_tokens // 15)
-    turn_starts = np.unique(np.append(0, inner[inner < num_tokens]))
-    parts = packing.split(turn_starts, num_tokens, row_length)
-    ends = [first + num for first, num in parts]
-    assert [first for first, _ in parts] == [0, *ends[:-1]] and ends[-1] == num_tokens
-    for (first, num), end in zip(parts, ends, strict=True):
-        assert 0 < num <= row_length
-        if end == num_tokens:
-            continue
-        turn = bisect.bisect_right(turn_starts, first) - 1
-        turn_end = turn_starts[turn + 1] if turn + 1 < len(turn_starts) else num_tokens
-        if end in turn_starts:  # as many whole turns as fit
-            following = bisect.bisect_right(turn_starts, end)
-            next_end = turn_starts[following] if following < len(turn_starts) else num_tokens
-            assert next_end - first > row_length
-        else:  # only a turn that does not fit is cut, where the row ends
-            assert turn_end - first > row_length and num == row_length
-
-
-def test_split_by_hand():
-    assert packing.split(np.array([0, 4, 7]), 12, 8) == [(0, 7), (7, 5)]
-    assert packing.split(np.array([0, 4, 7]), 12, 12) == [(0, 12)]
-    assert packing.split(np.array([0, 3]), 20, 8) == [(0, 3), (3, 8), (11, 8), (19, 1)]
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("max_segments", [1, 2, 5])
+def test_no_row_holds_more_segments_than_told(seed, max_segments):
+    num_tokens = lengths(seed, 200, 100)
+    rows = packing.pack(num_tokens, row_length=100, window_rows=20, max_segments=max_segments)
+    assert sorted(rows.pieces) == list(range(200))
+    of_rows = pieces_of(rows)
+    assert max(map(len, of_rows)) <= max_segments
+    assert max(num_tokens[row].sum() for row in of_rows) <= 100
+    assert max_segments > 1 or len(of_rows) == 200

@@ -1,13 +1,12 @@
 """Laws of a plan, counted again from its rows and the tokens themselves."""
 
+import itertools
 import json
-from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conversations import random_rows, write_jsonl
-from matplotlib import figure
 
 from data_pipeline import loader, manifest, plan, plan_rows, tokenize
 
@@ -30,7 +29,8 @@ def tokens_dir(tmp_path_factory):
 @pytest.fixture
 def make(tokens_dir, tmp_path):
     def make(name="plan", **options):
-        options = {"row_length": 256, "global_batch_size": 4, "window_rows": 8} | options
+        defaults = {"row_length": 256, "global_batch_size": 4, "window_rows": 8, "pictures": False}
+        options = defaults | options
         folder = plan.make_plan(
             tokens_dir, output_dir=tmp_path / name, options=plan.PlanOptions(**options)
         )
@@ -44,18 +44,24 @@ def index_of(tokens_dir):
 
 
 def covered(opened):
-    """How often each token of each example is in a row."""
+    """How often each token of each example is in a row, the repeated ones left out."""
     counts = [np.zeros(n, int) for n in opened_lengths(opened)]
+    starts = index_of(tokens_of(opened))["turn_starts"].to_pylist()
     for row in range(opened.num_rows):
         for segment in opened.segments(row):
             first = segment.first_token
             counts[segment.example][first : first + segment.num_tokens] += 1
+            if first and first not in starts[segment.example]:
+                counts[segment.example][first] -= 1  # what predicts the next token, inside a turn
     return counts
 
 
+def tokens_of(opened):
+    return opened.folder / manifest.read(opened.folder, stage="plan")["counts"]["tokens_dir"]
+
+
 def opened_lengths(opened):
-    tokens = opened.folder / manifest.read(opened.folder, stage="plan")["counts"]["tokens_dir"]
-    return index_of(tokens)["num_tokens"].to_pylist()
+    return index_of(tokens_of(opened))["num_tokens"].to_pylist()
 
 
 @pytest.mark.parametrize("curriculum", ["mixed", "in_order", "short_to_long"])
@@ -85,7 +91,9 @@ def test_the_report_counts_what_the_rows_hold(make, overlong, remainder, row_len
     assert report["rows"] == len(real) and report["padding_rows"] == len(rows) - len(real)
     assert report["steps"] == opened.num_steps == len(rows) / 2
     assert report["segments"] == sum(int(row["segment_ids"].max()) for row in rows)
-    assert report["tokens_trained"] == (slots > 0).sum()
+    repeated = report["tokens_carried"]
+    assert report["tokens_trained"] + repeated == (slots > 0).sum()
+    assert report["tokens_trained"] == sum(int(count.sum()) for count in covered(opened))
     assert report["loss_tokens"] == sum(int(row["loss_mask"].sum()) for row in rows)
     assert report["fill"] == pytest.approx((slots > 0).sum() / (len(real) * row_length))
     work = sum(int((np.bincount(row["segment_ids"])[1:] ** 2).sum()) for row in rows)
@@ -100,13 +108,35 @@ def test_the_report_counts_what_the_rows_hold(make, overlong, remainder, row_len
         }
 
 
-def test_split_loses_only_loss_tokens_that_nothing_precedes(make, tokens_dir):
-    _, report = make(epochs=1)
-    assert report["turns_cut"] >= 1 and report["examples_overlong"] > report["turns_cut"]
-    assert 0 < report["loss_tokens_lost"]["split"] <= 20  # hard cuts of one turn of 1,000 tokens
-    _, whole = make("long", epochs=1, row_length=100_000)
-    assert whole["loss_tokens_lost"]["total"] == 0
-    assert whole["loss_tokens"] == sum(index_of(tokens_dir)["num_loss_tokens"].to_pylist())
+def test_split_loses_no_loss_token(make, tokens_dir):
+    num_loss_tokens = sum(index_of(tokens_dir)["num_loss_tokens"].to_pylist())
+    for row_length in (20, 256, 100_000):
+        opened, report = make(f"{row_length}", epochs=1, row_length=row_length)
+        overlong = report["overlong"]
+        assert (overlong["turns_cut"] > 0) == (overlong["examples"] > 0) == (row_length < 1000)
+        rows = [opened.read_row(row)["loss_mask"] for row in range(opened.num_rows)]
+        assert np.sum(rows) == report["loss_tokens"] == num_loss_tokens
+        assert not any(report["loss_tokens_lost"].values())
+
+
+def test_a_part_sees_its_prompt_and_trains_it_once(make, tokens_dir):
+    index = index_of(tokens_dir).to_pylist()
+    opened, report = make(epochs=1)
+    carried = 0
+    for row in range(opened.num_rows):
+        for segment in opened.segments(row):
+            entry = index[segment.example]
+            # All before the turn that holds the first loss token.
+            prompt = max(t for t in entry["turn_starts"] if t <= entry["loss_starts"][0])
+            is_later = segment.first_token > 0
+            assert segment.prompt == (prompt if is_later and prompt < 128 else 0)
+            carried += segment.prompt + (
+                is_later and segment.first_token not in entry["turn_starts"]
+            )
+    assert carried == report["tokens_carried"] > 0
+    bare, report = make("bare", epochs=1, carry_prompt=False)
+    assert not bare.rows.prompt.any()
+    assert report["tokens_carried"] == report["overlong"]["turns_cut"]
 
 
 def test_truncate_keeps_the_head_and_drop_nothing(make):
@@ -120,17 +150,10 @@ def test_truncate_keeps_the_head_and_drop_nothing(make):
         assert set(count) == {int(length <= 256)}
 
 
-def test_parts_start_at_turns_and_never_overfill(make, tokens_dir):
-    opened, _ = make(epochs=1)
-    starts = index_of(tokens_dir)["turn_starts"].to_pylist()
-    off_turn = Counter()
-    for row in range(opened.num_rows):
-        segments = opened.segments(row)
-        assert sum(s.num_tokens for s in segments) <= 256
-        for segment in segments:
-            off_turn[segment.example] += segment.first_token not in starts[segment.example]
-    longest = [np.diff([*s, n]).max() for s, n in zip(starts, opened_lengths(opened), strict=True)]
-    assert all(longest[example] > 256 for example, num in off_turn.items() if num)
+def test_no_row_overfills(make):
+    opened, _ = make()
+    slots = opened.rows.prompt + opened.rows.num_tokens
+    assert max(slots[a:b].sum() for a, b in itertools.pairwise(opened.rows.offsets)) <= 256
 
 
 def firsts(opened):
@@ -140,14 +163,63 @@ def firsts(opened):
 
 
 def test_the_curriculum_orders_the_windows(make):
-    opened, _ = make("m", epochs=1, window_rows=1, row_length=4096)
+    settings = {"epochs": 1, "window_rows": 1, "row_length": 4096, "global_batch_size": 1}
+    opened, _ = make("m", **settings)
     mixed = firsts(opened)
     assert mixed != sorted(mixed)
-    opened, _ = make("i", epochs=1, window_rows=1, row_length=4096, curriculum="in_order")
+    opened, _ = make("i", **settings, curriculum="in_order")
     assert firsts(opened) == list(range(NUM))
-    opened, _ = make("s", epochs=1, window_rows=1, row_length=4096, curriculum="short_to_long")
+    opened, _ = make("s", **settings, curriculum="short_to_long")
     lengths = [opened_lengths(opened)[example] for example in firsts(opened)]
     assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("window_rows", [2, 8])
+def test_nothing_moves_further_than_its_window_and_a_batch(make, window_rows):
+    opened, _ = make("w", curriculum="in_order", epochs=1, window_rows=window_rows)
+    table = opened.rows
+    row_of = np.repeat(np.arange(opened.num_rows), np.diff(table.offsets))
+    order = np.lexsort((table.first, table.example))  # as the curriculum has them
+    slots = (table.prompt + table.num_tokens)[order]
+    window, windows, used = 0, [], 0
+    for size in slots:
+        if used + size > 256 * window_rows and used:
+            window, used = window + 1, 0
+        used += size
+        windows.append(window)
+    steps = row_of[order] // 4
+    last = np.full(window + 1, -1)
+    np.maximum.at(last, windows, steps)
+    for step, own in zip(steps, windows, strict=True):
+        assert own == 0 or step >= last[own - 1]
+    assert window >= 3
+
+
+def test_padding_is_spread_over_the_batches(make):
+    opened, report = make(global_batch_size=16, row_length=512, epochs=1)
+    sizes = np.diff(opened.rows.offsets).reshape(-1, 16)
+    empty = (sizes == 0).sum(1)
+    assert empty.sum() == report["padding_rows"] > 1 and empty.max() - empty.min() <= 1
+
+
+def test_the_report_tells_the_imbalance(make):
+    opened, report = make(row_length=512, global_batch_size=8, num_shards=6)
+    assert report["stages"][0]["num_shards"] == 2
+    worst = 0.0
+    for step in range(opened.num_steps):
+        ids = opened.read_batch(step)["segment_ids"]
+        work = [sum(np.bincount(row)[1:] ** 2) for row in ids]
+        shards = np.reshape(work, (2, 4)).sum(1)
+        worst = max(worst, shards.max() / shards.mean())
+    assert report["imbalance_max"] == pytest.approx(worst)
+    assert worst < report["imbalance_random_max"]
+
+
+def test_equal_volume(make, tokens_dir):
+    whole = sum(index_of(tokens_dir)["num_tokens"].to_pylist())
+    longest = max(index_of(tokens_dir)["num_tokens"].to_pylist())
+    _, report = make(max_tokens=whole // 2, epochs=2)
+    assert abs(report["tokens_total"] - whole) <= 2 * longest
 
 
 def test_two_stages_are_whole_batches_of_their_sources(make):
@@ -181,33 +253,14 @@ def test_damaged_rows_are_refused(make):
             loader.Plan.open(opened.folder)
 
 
-def test_the_picture_and_manifest_are_there(make):
-    opened, report = make()
-    assert (opened.folder / "report.png").read_bytes()[:4] == b"\x89PNG"
+def test_what_a_plan_leaves(make):
+    opened, report = make(pictures=True)
+    assert len(list((opened.folder / "pictures").glob("*.png"))) >= 8
     found = manifest.read(opened.folder, stage="plan")
-    assert found["counts"]["stages"] == report["stages"]
+    assert [stage["num_steps"] for stage in found["counts"]["stages"]] == [report["steps"]]
     assert sorted(p.name for p in opened.folder.iterdir()) == [
-        "manifest.json", "report.json", "report.png", "rows.arrow",
+        "manifest.json", "pictures", "report.html", "report.json", "rows.arrow",
     ]  # fmt: skip
-
-
-def test_every_name_of_a_source_is_drawn(tmp_path, monkeypatch):
-    drawn, savefig = [], figure.Figure.savefig
-
-    def look_and_save(picture, *args, **kwargs):
-        drawn.extend(text.get_text() for text in picture.axes[2].get_legend().get_texts())
-        return savefig(picture, *args, **kwargs)
-
-    monkeypatch.setattr(figure.Figure, "savefig", look_and_save)
-    rows = random_rows(seed=1, num=6, sources=("a$b", "$\\x$", "_hidden"))
-    tokens = tokenize.tokenize(
-        [str(write_jsonl(tmp_path / "a.jsonl", rows))],
-        tokenizer_dir="embedded",
-        output_dir=tmp_path / "tokens",
-        options=tokenize.TokenizeOptions(),
-    )
-    plan.make_plan(tokens, output_dir=tmp_path / "plan", options=plan.PlanOptions())
-    assert sorted(drawn) == sorted((r"a\$b", r"\$\x\$", " _hidden"))
 
 
 def test_bad_inputs_are_named(make, tmp_path):

@@ -126,8 +126,8 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("rows", "flags", "fault"),
     [
-        ([dialogue("a", "b"), dialogue("a")], [], "a.jsonl line 2: no assistant turn"),
-        ([dialogue("a", "b"), "{"], [], "a.jsonl line 2: not valid JSON"),
+        ([dialogue("a", "b"), dialogue("a")], ["--strict"], "a.jsonl line 2: no assistant turn"),
+        ([dialogue("a", "b"), "{"], ["--strict"], "a.jsonl line 2: not valid JSON"),
         ([], [], "the corpus is empty"),
         ([dialogue("a", "b")], ["--row_length=0"], "--row_length=0 must be at least 2"),
         ([dialogue("a", "b")], ["--tokenizer=/none"], "--tokenizer=/none must be a Hugging Face"),
@@ -145,7 +145,7 @@ def test_a_user_error_is_one_line_and_leaves_nothing(tmp_path, rows, flags, faul
 def test_help_shows_examples_and_every_setting():
     done = run("--help")
     assert "python -m data_pipeline.prepare sessions.jsonl" in done.stdout
-    for flag in ("think", "row_length", "heldout_fraction", "bad_rows", "tokenizer", "output"):
+    for flag in ("think", "row_length", "heldout_fraction", "strict", "tokenizer", "output"):
         assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import corpus, manifest, records
+from data_pipeline import corpus, corpus_writer, manifest, records
 
 
 def read_all(*paths):
@@ -38,6 +38,11 @@ def rows():
         ({"conversations": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         (dialogue("a", "b", reward="much"), "`reward` is 'much', not a float"),
         (dialogue("a", "b", complete=1), "`complete` is 1, not a bool"),
+        (dialogue("a", "b", num_errors=True), "`num_errors` is True, not a int"),
+        (dialogue("a", "b", untrained_turns=[0]), "`untrained_turns` names turn 0, which is no"),
+        (dialogue("a", "b", untrained_turns=[-1, 2]), "names turn -1, .* names turn 2, which is"),
+        (dialogue("a", "b", untrained_turns=["1"]), "`untrained_turns` is .'1'., not a list of"),
+        (dialogue("a", "b", edits="x"), "`edits` is 'x', not a list of str"),
         (dialogue("a", "b", reward=float("nan")), "`reward` is nan; give a finite number"),
         (dialogue("a", "b", reward=float("-inf")), "`reward` is -inf; give a finite number"),
         (dialogue("a", "b", reward=10**400), "`reward` is 1000.*; give a finite number"),
@@ -89,7 +94,7 @@ def test_parquet_and_jsonl_hold_the_same(tmp_path, rows):
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     from_plain = read_all(plain)
-    assert corpus.write_parquet(from_plain, tmp_path / "c.parquet") == len(rows)
+    assert corpus_writer.write_parquet(from_plain, tmp_path / "c.parquet") == len(rows)
     expected = rows_of(from_plain)
     assert expected[3]["conversations"] == rows[3]["conversations"]
     assert expected[3]["reward"] == 0.5
@@ -116,7 +121,7 @@ def test_spans_cover_every_row_once_and_in_order(tmp_path, rows, max_rows):
 def test_locations_are_lines_and_rows(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", ["", dialogue("q", "r"), "", dialogue("q", "s")])
     assert [c.location for c in read_all(file)] == [f"{file} line 2", f"{file} line 4"]
-    corpus.write_parquet(read_all(file), tmp_path / "b.parquet")
+    corpus_writer.write_parquet(read_all(file), tmp_path / "b.parquet")
     assert [c.location for c in read_all(tmp_path / "b.parquet")] == [
         f"{tmp_path}/b.parquet row 0",
         f"{tmp_path}/b.parquet row 1",
@@ -139,7 +144,7 @@ def test_a_malformed_line_is_named(tmp_path):
 def test_a_truncated_file_is_named(tmp_path, rows, share):
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     whole = {"c.jsonl.gz": gzip.compress(file.read_bytes())}
-    corpus.write_parquet(read_all(file), tmp_path / "b.parquet")
+    corpus_writer.write_parquet(read_all(file), tmp_path / "b.parquet")
     whole["b.parquet"] = (tmp_path / "b.parquet").read_bytes()
     for name, content in whole.items():
         (tmp_path / name).write_bytes(content[: int(share * len(content))])
@@ -149,7 +154,9 @@ def test_a_truncated_file_is_named(tmp_path, rows, share):
 
 
 def test_damage_inside_a_parquet_file_is_named(tmp_path, rows):
-    corpus.write_parquet(read_all(write_jsonl(tmp_path / "a.jsonl", rows)), tmp_path / "b.parquet")
+    corpus_writer.write_parquet(
+        read_all(write_jsonl(tmp_path / "a.jsonl", rows)), tmp_path / "b.parquet"
+    )
     content = bytearray((tmp_path / "b.parquet").read_bytes())
     content[40:400] = bytes(360)
     (tmp_path / "b.parquet").write_bytes(content)
@@ -187,8 +194,10 @@ def curated(tmp_path):
     """A folder as curate leaves it."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for name in ("heldout.parquet", "removed.parquet", "train.parquet"):
-        (folder / name).touch()
+    for name in ("heldout", "removed", "train"):
+        (folder / name).mkdir()
+        (folder / name / "part-00000.parquet").touch()
+    (folder / "statistics.parquet").touch()
     manifest.write_json(
         folder / "manifest.json", {"stage": "curate", "inputs": {}, "options": {}, "counts": {}}
     )
@@ -196,12 +205,13 @@ def curated(tmp_path):
 
 
 def test_of_a_curated_folder_only_what_is_to_be_trained_is_read(curated):
-    assert corpus.find_files([str(curated)]) == [curated / "train.parquet"]
+    [train] = corpus.find_files([str(curated)])
+    assert train == curated / "train" / "part-00000.parquet"
     (curated.parent / "other.jsonl").touch()
     found = corpus.find_files([str(curated.parent)])
-    assert found == [curated / "train.parquet", curated.parent / "other.jsonl"]
+    assert found == [train, curated.parent / "other.jsonl"]
     (curated / "manifest.json").write_text('["of", "something else"]')
-    assert len(corpus.find_files([str(curated)])) == 3
+    assert len(corpus.find_files([str(curated)])) == 4
 
 
 def test_an_unfinished_folder_is_no_corpus(curated):
@@ -230,14 +240,14 @@ def test_a_file_named_twice_is_refused(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, rows):
     good = read_all(write_jsonl(tmp_path / "a.jsonl", rows))
-    corpus.write_parquet(good[:1], tmp_path / "b.parquet")
+    corpus_writer.write_parquet(good[:1], tmp_path / "b.parquet")
 
     def failing():
         yield from good
         raise RuntimeError("the source broke")
 
     with pytest.raises(RuntimeError, match="the source broke"):
-        corpus.write_parquet(failing(), tmp_path / "b.parquet")
+        corpus_writer.write_parquet(failing(), tmp_path / "b.parquet")
     assert len(read_all(tmp_path / "b.parquet")) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.parquet"]
 

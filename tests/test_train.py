@@ -79,7 +79,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert summary["steps"] == 12
     assert summary["heldout_loss"] < summary["heldout_loss_before"]
     assert summary["train_loss"] == losses(whole)[12]
-    assert pathlib.Path(summary["heldout_corpus"]).is_file()
+    assert pathlib.Path(summary["heldout_corpus"]).is_dir()
     assert summary["hf_dir"] == str(whole / "hf")
     assert summary["config"] == json.loads((whole / "config.json").read_text())
     for name in ("hf/config.json", "hf/generation_config.json", "hf/tokenizer.json",
@@ -196,7 +196,7 @@ def test_the_readmes_commands_of_the_stages(whole, tmp_path):
     blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text(), re.S)
     (block,) = [block for block in blocks if "convert verify" in block]
     here = {
-        "sessions.jsonl": f"{whole}/data/corpus/heldout.parquet",
+        "sessions.jsonl": f"{whole}/data/corpus/heldout",
         "sessions.parquet --sessions=360": f"{tmp_path}/sessions.parquet --sessions=8",
         "/models/Qwen3-14B": f"{whole}/hf",
         "runs/14b": str(whole),

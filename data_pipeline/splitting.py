@@ -1,0 +1,82 @@
+"""Where an example that is longer than a row is cut.
+
+Each part but the first begins with the task prompt again, as context that is not trained, so that
+no reply is learnt without the task that it answers:
+
+    turns     prompt  reply  observation  reply  observation  reply
+    part 1    prompt  reply  observation  reply
+    part 2    prompt                             observation  reply
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+    """Tokens of one example that stand in one row."""
+
+    prompt: int  # leading tokens of the example that are repeated in front, as context
+    first: int
+    num_tokens: int  # from `first` on
+    overlap: int  # 1: the token at `first` ends the part before, and is context here; else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Splitter:
+    """Cuts examples for rows of `row_length` tokens.
+
+    A cut stands behind a reply, so that no reply loses what it answers; where none fits, a turn is
+    cut where the row ends.
+
+    A part that nearly fills a row leaves room that no example is short enough for. So a part leaves
+    less than `slack` or at least `room`, if the turns let it.
+    """
+
+    row_length: int
+    carry_prompt: bool = True
+    room: int = 0  # tokens of a short example
+    slack: int = 0
+
+    def split(
+        self, turn_starts: Sequence[int], reply_starts: Sequence[int], num_tokens: int
+    ) -> list[Part]:
+        """The parts of an example.
+
+        Args:
+            turn_starts: the first token of each turn, ascending from 0.
+            reply_starts: those of them that begin an assistant turn.
+            num_tokens: of the example.
+        """
+        replies = frozenset(reply_starts)
+        carried = self._carried(reply_starts)
+        ends = zip(turn_starts, turn_starts[1:], strict=False)
+        cuts = [end for start, end in ends if start in replies]
+        parts, first, prompt, overlap = [], 0, 0, 0
+        while num_tokens - first > self.row_length - prompt:
+            limit = first + self.row_length - prompt
+            end = self._cut(cuts, first + overlap, limit)
+            parts.append(Part(prompt, first, end - first, overlap))
+            prompt = carried
+            overlap = 0 if end in turn_starts else 1
+            first = end - overlap
+        return [*parts, Part(prompt, first, num_tokens - first, overlap)]
+
+    def _carried(self, reply_starts: Sequence[int]) -> int:
+        """Tokens before the first reply; a prompt that takes half a row or more stays behind."""
+        prompt = reply_starts[0] if self.carry_prompt and reply_starts else 0
+        return prompt if prompt < self.row_length // 2 else 0
+
+    def _cut(self, cuts: Sequence[int], first: int, limit: int) -> int:
+        """The token behind the part that begins at `first`."""
+        latest = _latest(cuts, first, limit)
+        if latest and limit - latest > self.slack and self.room:
+            latest = _latest(cuts, first, limit - self.room) or latest
+        return latest or limit
+
+
+def _latest(starts: Sequence[int], first: int, limit: int) -> int:
+    """The latest of `starts` in (first, limit], or 0."""
+    at = bisect.bisect_right(starts, limit) - 1
+    return starts[at] if at >= 0 and starts[at] > first else 0

@@ -1,0 +1,199 @@
+"""Curate against damaged files, many processes, and kills."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conversations import dialogue, random_rows, write_jsonl
+
+from data_pipeline import corpus, curate, executor, manifest, records, row_filters, tokenize
+
+ERROR = "Previous response had parsing errors:\nERROR: No valid JSON"
+
+
+def run(files, output, *, workers=None, **options):
+    return curate.curate(
+        [str(file) for file in files],
+        output_dir=output,
+        options=curate.CurateOptions(**options),
+        workers=workers,
+    )
+
+
+def rows_in(folder):
+    return pq.read_table(folder).to_pylist() if folder else []
+
+
+def contents(folder):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".digests.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def as_parquet(path, rows, *, row_group_size):
+    read = [records.conversation_from_row(row, location="x").to_row() for row in rows]
+    table = pa.Table.from_pylist(read, records.CORPUS_SCHEMA)
+    pq.write_table(table, path, row_group_size=row_group_size, compression="none")
+    return path
+
+
+@pytest.fixture
+def rows():
+    return random_rows(seed=7, num=60)
+
+
+def damaged_parquet(path, rows):
+    """Of six groups the third is zeroed where its text should be."""
+    as_parquet(path, rows, row_group_size=10)
+    column = pq.ParquetFile(path).metadata.row_group(2).column(1)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 400] = bytes(400)
+    path.write_bytes(data)
+
+
+def cut_gzip(path, rows):
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def no_footer(path, rows):
+    as_parquet(path, rows, row_group_size=10)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("shard_rows", [7, 25, 2048])
+@pytest.mark.parametrize(
+    ("name", "damage", "fault"),
+    [
+        ("b.parquet", damaged_parquet, "damaged after row 20"),
+        ("b.jsonl.gz", cut_gzip, "cannot be read, nor what follows it"),
+        ("b.parquet", no_footer, "not a readable Parquet file"),
+        ("b.parquet", lambda path, rows: path.write_bytes(b""), "not a readable Parquet file"),
+        ("b.parquet", lambda path, rows: pq.write_table(pa.table({"text": ["a"]}), path),
+         "no column `conversations`"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_costs_what_cannot_be_read(tmp_path, rows, name, damage, fault, shard_rows):
+    before = write_jsonl(tmp_path / "a.jsonl", [dialogue("first", "a")])
+    after = write_jsonl(tmp_path / "c.jsonl", [dialogue("last", "c")])
+    damage(tmp_path / name, rows)
+    files = [before, tmp_path / name, after]
+    with pytest.raises(ValueError, match=fault) as caught:
+        run(files, tmp_path / "out", strict=True, shard_rows=shard_rows)
+    assert name in str(caught.value) and not (tmp_path / "out").exists()
+    curated = run(files, tmp_path / "out", shard_rows=shard_rows)
+    found = [row["conversations"] for row in rows_in(curated.train)]
+    whole = [row["conversations"] for row in rows]
+    assert found[0][0]["content"] == "first" and found[-1][0]["content"] == "last"
+    readable = found[1:-1]
+    if damage is damaged_parquet:
+        assert readable == whole[:20] + whole[30:]
+    else:
+        assert readable == whole[: len(readable)]
+        assert (len(readable) > 5) == (damage is cut_gzip)
+    removed = rows_in(curated.removed)
+    assert removed and all(row["reason"] == row_filters.UNREADABLE for row in removed)
+    assert fault in removed[0]["detail"] and name in removed[0]["location"]
+    # What stays can be read without tolerance.
+    assert len(found) == sum(1 for file in corpus.find_files([str(tmp_path / "out")])
+                             for row in corpus.read_rows(file) if row.conversation)  # fmt: skip
+
+
+HOSTILE = [
+    "{", "null", "[1]", '"text"', "{}", '{"conversations": null}', "\x00", "[" * 100_000,
+    {"conversations": [{"role": "human", "content": "q"}]},
+    {"conversations": [{"role": "user", "content": None}]},
+    dialogue("\ud800", "r"),
+    dialogue("q", "r" * 2_000_000), dialogue("q", ""), dialogue(" \n", "r"), dialogue("q"),
+    dialogue("q", "<|endoftext|>"), dialogue("<|im_start|>system", "r"),
+    dialogue("q", "r", reward="high"), dialogue("q", "r", untrained_turns=[0]),
+]  # fmt: skip
+
+
+def test_hostile_rows_are_removed_and_found_again(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [*HOSTILE, dialogue("q", "a good one")])
+    with file.open("ab") as more:
+        more.write(b'{"conversations": "\xff"}\n')
+    curated = run([file], tmp_path / "out", shard_rows=4)
+    assert [row["conversations"][1]["content"] for row in rows_in(curated.train)] == ["a good one"]
+    removed = rows_in(curated.removed)
+    assert len(removed) == len(HOSTILE) + 1
+    assert {row["reason"] for row in removed} <= set(row_filters.FAULTS)
+    for row, source in zip(removed, HOSTILE, strict=False):
+        if isinstance(source, str):
+            assert row["raw"] == source
+        elif row["raw"]:
+            assert json.loads(row["raw"]) == source
+        else:
+            assert row["conversations"] == source["conversations"]
+    assert removed[-1]["raw"] == r'{"conversations": "\xff"}'
+
+
+def test_curation_can_be_told_by_tokenize(tmp_path, rows):
+    file = write_jsonl(tmp_path / "a.jsonl", [*rows, dialogue("q"), rows[0]])
+    run([file], tmp_path / "corpus", shard_rows=10)
+    tokens = tokenize.tokenize(
+        [str(tmp_path / "corpus")], tokenizer_dir="embedded", output_dir=tmp_path / "tokens",
+        options=tokenize.TokenizeOptions(),
+    )  # fmt: skip
+    assert manifest.read(tokens, stage="tokenize")["counts"]["funnel"] == [
+        ["read", 62], ["no assistant turn", 61], ["duplicate", 60], ["train", 60],
+    ]  # fmt: skip
+    index = pq.read_table(tokens / "index.parquet")
+    assert index["complete"].null_count == 0 and len(index) == 60
+
+
+OPTIONS = {"heldout_fraction": 0.2, "near_duplicates": 0.8, "parse_failures": "mask"}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A corpus in two files, with something for every step."""
+    folder = tmp_path_factory.mktemp("large")
+    rows = random_rows(seed=3, num=120)
+    for row in rows[::3]:
+        row["conversations"] += dialogue("q", "bad", ERROR, "good")["conversations"]
+    rows += [dialogue(f"q{i}", " ".join(f"w{i // 2}{j}" for j in range(50))) for i in range(20)]
+    files = [write_jsonl(folder / "a.jsonl", [*rows, *rows[:9], "{"])]
+    return [*files, as_parquet(folder / "b.parquet", random_rows(5, 60), row_group_size=9)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(large, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(large, output, shard_rows=20, **OPTIONS)
+    return contents(output)
+
+
+def test_processes_leave_the_same_bytes(large, undisturbed, tmp_path):
+    two = executor.WorkerOptions(num_workers=2)
+    run(large, tmp_path / "out", shard_rows=20, workers=two, **OPTIONS)
+    assert contents(tmp_path / "out") == undisturbed
+    assert len([name for name in undisturbed if name.startswith("train/")]) > 8
+
+
+@pytest.mark.parametrize("until", ["parts/judged-00003.parquet", "parts/written-00005"])
+def test_killed_in_the_middle_and_gone_on_is_the_same_bytes(large, undisturbed, tmp_path, until):
+    output = tmp_path / "out"
+    flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_pipeline.curate", *map(str, large), f"--output={output}",
+         "--shard_rows=20", *flags],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    give_up = time.monotonic() + 60
+    while not (output / until).exists() and time.monotonic() < give_up:
+        time.sleep(0.0005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (output / "manifest.json").exists()
+    made = {p: p.stat().st_mtime_ns for p in output.glob("train/*.parquet")}
+    run(large, output, shard_rows=20, **OPTIONS)
+    assert contents(output) == undisturbed
+    if "written" in until:  # what was whole was not made again
+        assert sum(p.stat().st_mtime_ns == written for p, written in made.items()) >= 5
