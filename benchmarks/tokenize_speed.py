@@ -143,12 +143,12 @@ def compare(args: argparse.Namespace) -> None:
             f"{found['tokens'] / found['seconds'] / 1e6:.2f} M tokens/s  "
             f"peak {found['peak_bytes'] / 2**30:.2f} GiB"
         )
-    print(f"throughput of the stage over the library's: {library['seconds'] / stage['seconds']:.2f}"
-          f" by the clock, {library['cpu_seconds'] / stage['cpu_seconds']:.2f} by CPU time")  # fmt: skip
+    clock, cpu = (library[kind] / stage[kind] for kind in ("seconds", "cpu_seconds"))
+    print(f"throughput, stage over library: {clock:.2f} by the clock, {cpu:.2f} by CPU time")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", help="Parquet or JSONL of conversations")
     parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
     parser.add_argument("--megabytes", type=float, default=120, help="of text")

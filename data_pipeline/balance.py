@@ -2,40 +2,35 @@
 
 A step lasts as long as its busiest shard. The attention of a row costs the sum of the squares of
 its segments' lengths, which differs by several times between rows that are equally full. Shard k
-of S holds the rows k * B / S to (k + 1) * B / S of a batch of B; the dealing only permutes the rows
-within their batch, so the curriculum's order stays.
+of S holds the rows k * B / S to (k + 1) * B / S of a batch of B.
+
+Heavy and light rows are first spread evenly over a few batches, since no dealing evens out a batch
+of heavy rows and one very heavy one; then each batch's rows are dealt to its shards. No row leaves
+the packing window in which it stands, so the curriculum's order stays as it is.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
 _CLOSE_ENOUGH = 1.005  # max / mean at which a batch is left alone
 _MAX_SWAPS = 64  # of two rows, in one batch
+_SPREAD_BATCHES = 16  # about so many
 
 
-def deal(work: np.ndarray, *, batch_size: int, num_shards: int) -> np.ndarray:
+def deal(work: np.ndarray, window: np.ndarray, *, batch_size: int, num_shards: int) -> np.ndarray:
     """The order of the rows of whole batches, int64 [R].
-
-    The heaviest row first, each to the lightest shard that has room (longest processing time
-    first); then rows are swapped between the heaviest shard and another while that helps. Within
-    a shard the heaviest row comes first, so that micro-batches, which take the k-th row of every
-    shard, are alike too.
 
     Args:
         work: of each row, int64 [R]; R is a multiple of the batch size.
+        window: of each row, ascending, int64 [R].
         batch_size: rows of a global batch, B.
         num_shards: S; it divides B.
     """
-    num_batches = len(work) // batch_size
-    by_batch = work.reshape(num_batches, batch_size)
-    heaviest = np.argsort(-by_batch, axis=1, kind="stable")
-    cells = _longest_first(np.take_along_axis(by_batch, heaviest, 1), num_shards)
-    rows = np.take_along_axis(heaviest, cells.reshape(by_batch.shape), 1)
-    rows = rows.reshape(cells.shape)
-    _swap(by_batch, rows)
-    of_cells = np.take_along_axis(by_batch, rows.reshape(by_batch.shape), 1).reshape(rows.shape)
-    within = np.argsort(-of_cells, axis=2, kind="stable")
-    rows = np.take_along_axis(rows, within, 2).reshape(by_batch.shape)
-    return (rows + batch_size * np.arange(num_batches)[:, None]).reshape(-1)
+    spread = np.arange(len(work))
+    if 1 < num_shards < batch_size:
+        spread = _spread(work, window, batch_size)
+    return spread[_deal_batches(work[spread], batch_size, num_shards)]
 
 
 def imbalance(work: np.ndarray, *, batch_size: int, num_shards: int) -> np.ndarray:
@@ -43,6 +38,48 @@ def imbalance(work: np.ndarray, *, batch_size: int, num_shards: int) -> np.ndarr
     of_shards = work.reshape(-1, num_shards, batch_size // num_shards).sum(2)
     mean = of_shards.mean(1)
     return np.where(mean > 0, of_shards.max(1) / np.maximum(mean, 1), 1.0)
+
+
+def _spread(work: np.ndarray, window: np.ndarray, batch_size: int) -> np.ndarray:
+    """An order in which the rows of neighbouring batches are dealt to them like cards, the heaviest
+    first, to and fro; int64 [R]."""
+    order = np.arange(len(work))
+    for slots in _runs(window, batch_size * _SPREAD_BATCHES):
+        batch = slots // batch_size
+        sizes = np.bincount(batch - batch[0])
+        within = slots - np.repeat(slots[0] + np.cumsum(sizes) - sizes, sizes)
+        turn = (within + 0.5) / np.repeat(sizes, sizes)  # a part of a batch takes fewer cards
+        to_and_fro = np.where(within % 2, -batch, batch)
+        taken = slots[np.lexsort((to_and_fro, turn))]
+        order[taken] = slots[np.argsort(-work[slots], kind="stable")]
+    return order
+
+
+def _runs(window: np.ndarray, num_rows: int) -> Iterator[np.ndarray]:
+    """The rows of each window, cut into equal runs of about `num_rows`."""
+    for rows in np.split(np.arange(len(window)), np.flatnonzero(np.diff(window)) + 1):
+        if len(rows):
+            yield from np.array_split(rows, max(1, round(len(rows) / num_rows)))
+
+
+def _deal_batches(work: np.ndarray, batch_size: int, num_shards: int) -> np.ndarray:
+    """Permute each batch for itself; int64 [R].
+
+    The heaviest row first, each to the lightest shard that has room (longest processing time
+    first); then rows are swapped between the heaviest shard and another while that helps. Within
+    a shard the heaviest row comes first, so that micro-batches, which take the k-th row of every
+    shard, are alike too.
+    """
+    num_batches = len(work) // batch_size
+    by_batch = work.reshape(num_batches, batch_size)
+    heaviest = np.argsort(-by_batch, axis=1, kind="stable")
+    cells = _longest_first(np.take_along_axis(by_batch, heaviest, 1), num_shards)
+    rows = np.take_along_axis(heaviest, cells.reshape(by_batch.shape), 1).reshape(cells.shape)
+    _swap(by_batch, rows)
+    of_cells = np.take_along_axis(by_batch, rows.reshape(by_batch.shape), 1).reshape(rows.shape)
+    within = np.argsort(-of_cells, axis=2, kind="stable")
+    rows = np.take_along_axis(rows, within, 2).reshape(by_batch.shape)
+    return (rows + batch_size * np.arange(num_batches)[:, None]).reshape(-1)
 
 
 def _longest_first(work: np.ndarray, num_shards: int) -> np.ndarray:

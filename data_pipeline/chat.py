@@ -100,7 +100,7 @@ class ChatTokenizer:
             ValueError: it cannot be loaded, has no chat template, or lacks the turn tokens.
         """
         self.think = think
-        self._tokenizer = _load(tokenizer_dir)
+        self._tokenizer = load(tokenizer_dir)
         self._backend = self._tokenizer.backend_tokenizer
         if not self._tokenizer.chat_template:
             raise ValueError(f"--tokenizer={tokenizer_dir} has no chat template")
@@ -223,7 +223,8 @@ class ChatTokenizer:
         return token
 
 
-def _load(tokenizer_dir: pathlib.Path) -> Any:
+def load(tokenizer_dir: pathlib.Path) -> Any:
+    """The Hugging Face tokenizer of a folder; ValueError where it cannot be used."""
     # transformers tells on every import that torch is absent, which it may be.
     logging.getLogger("transformers").setLevel(logging.ERROR)
     import transformers

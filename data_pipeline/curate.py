@@ -59,7 +59,7 @@ class CurateOptions(row_filters.FilterOptions):
     near_duplicates: float = dataclasses.field(
         default=0.0,
         metadata=cli.flag(
-            "similarity of their replies from which on rows are near-duplicates; 0 keeps them"
+            "similarity of task and replies from which on rows are near-duplicates; 0 keeps them"
         ),
     )
     heldout_fraction: float = dataclasses.field(

@@ -9,6 +9,7 @@ import concurrent.futures.process
 import dataclasses
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -90,7 +91,7 @@ def results[Task, Result](
     pool = concurrent.futures.ProcessPoolExecutor(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=use_threads,
+        initializer=_begin_process,
         initargs=(max(1, num_cores() // num_processes),),
     )
     try:
@@ -119,9 +120,21 @@ def use_threads(num: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(num)
 
 
-def _num_processes(
-    num_tasks: int, workers: WorkerOptions, input_bytes: int, threads: int
-) -> int:
+def _begin_process(threads: int) -> None:
+    """What a process does first."""
+    use_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Else the processes of a killed command go on, and wait for ever, beside the next one's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _num_processes(num_tasks: int, workers: WorkerOptions, input_bytes: int, threads: int) -> int:
     """How many processes to start; 0 works in this one, where libraries may use threads."""
     if not workers.num_workers and input_bytes < PROCESS_BYTES:
         return 0

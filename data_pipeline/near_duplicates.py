@@ -1,16 +1,16 @@
-"""Near-duplicates: rows whose replies are largely those of an earlier row.
+"""Near-duplicates: rows whose task and replies are largely those of an earlier row.
 
-Compared are the sets of runs of five words in the replies, thinking included: prompts and screens
-are alike in thousands of sessions that differ, and the replies are what is trained. MinHash
-estimates the Jaccard similarity of two sets (to about 0.04), locality-sensitive hashing finds the
-pairs that are worth a look.
+Compared are the sets of runs of five words in the instruction and in the replies, thinking
+included; not in the rest of the prompt and the screens, which are alike in thousands of sessions
+that differ. MinHash estimates the Jaccard similarity of two sets (to about 0.04), and
+locality-sensitive hashing finds the pairs that are worth a look.
 """
 
 from collections.abc import Mapping
 
 from rensa import RMinHash, RMinHashLSH  # type: ignore[attr-defined]
 
-from data_pipeline import records
+from data_pipeline import decontamination, records
 
 _SHINGLE_WORDS = 5
 _NUM_PERMUTATIONS, _SEED = 128, 42
@@ -19,9 +19,10 @@ _NUM_PERMUTATIONS, _SEED = 128, 42
 def sketch_of(conversation: records.Conversation) -> bytes:
     """What is remembered of a row in order to compare it: its MinHash."""
     minhash = RMinHash(num_perm=_NUM_PERMUTATIONS, seed=_SEED)
+    replies = (conversation.messages[turn].content for turn in conversation.replies)
     shingles: list[str] = []
-    for turn in conversation.replies:
-        words = conversation.messages[turn].content.split()
+    for text in (decontamination.instruction_of(conversation.messages), *replies):
+        words = text.split()
         starts = range(max(len(words) - _SHINGLE_WORDS + 1, 1))
         shingles += [" ".join(words[i : i + _SHINGLE_WORDS]) for i in starts]
     minhash.update(shingles)

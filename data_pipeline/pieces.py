@@ -13,9 +13,6 @@ Overlong = Literal["split", "truncate", "drop"]
 
 LOST_BY = {"split": "split", "truncate": "truncated", "drop": "dropped"}  # as reports name it
 
-_SHORT = 0.02  # an example that is shorter than all but this share fits into what a cut leaves
-_SLACK = 1 / 200  # of a row; so much may stay empty
-
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
@@ -64,7 +61,7 @@ def make_pieces(
     parts: dict[int, list[splitting.Part]] = {example: [] for example in long}
     losses: dict[int, list[int]] = {example: [] for example in long}
     if long and overlong != "drop":
-        splitter = _splitter(num_tokens, row_length, carry_prompt)
+        splitter = splitting.Splitter(row_length, carry_prompt=carry_prompt)
         lists = [_Lists(index[name]) for name in ("turn_starts", "loss_starts", "loss_ends")]
         for example in long:
             turns, starts, ends = (each[example] for each in lists)
@@ -77,16 +74,6 @@ def make_pieces(
             parts[example] = [part for part, count in zip(made, counts, strict=True) if count]
             losses[example] = [count for count in counts if count]
     return _flat(num_tokens, num_loss, row_length, parts, losses)
-
-
-def _splitter(num_tokens: np.ndarray, row_length: int, carry_prompt: bool) -> splitting.Splitter:
-    short = int(np.quantile(num_tokens, _SHORT))
-    return splitting.Splitter(
-        row_length,
-        carry_prompt=carry_prompt,
-        room=min(short, row_length // 4),
-        slack=int(row_length * _SLACK),
-    )
 
 
 class _Lists:

@@ -98,12 +98,15 @@ def pack_stage(stage: curriculum.Stage, parts: pieces.Pieces, settings: RowSetti
     joined = np.concatenate(order)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
     filled = _whole_batches(len(offsets) - 1, settings)
-    work = _sums(parts.num_slots[joined] ** 2, offsets)
-    work = np.where(filled >= 0, np.append(work, 0)[filled], 0)
-    dealt = filled[
-        balance.deal(work, batch_size=settings.global_batch_size, num_shards=settings.num_shards)
-    ]
-    _assert_order(np.concatenate(windows), dealt, settings.global_batch_size)
+    window = _of_rows(np.concatenate(windows), filled, padding=-1)
+    order = balance.deal(
+        _of_rows(_sums(parts.num_slots[joined] ** 2, offsets), filled, padding=0),
+        np.maximum.accumulate(window),  # a row of padding stands in its neighbour's
+        batch_size=settings.global_batch_size,
+        num_shards=settings.num_shards,
+    )
+    _assert_order(window[order], settings.global_batch_size)
+    dealt = filled[order]
     kept, chosen = _take(offsets, joined, dealt)
     return StageRows(
         stage=stage,
@@ -155,15 +158,18 @@ def _whole_batches(num_rows: int, settings: RowSettings) -> np.ndarray:
     return filled.reshape(-1)
 
 
-def _assert_order(window_of: np.ndarray, dealt: np.ndarray, batch_size: int) -> None:
+def _assert_order(window: np.ndarray, batch_size: int) -> None:
     """A batch holds no row of a later window than the next batch does: nothing has moved further
     than its window and the batch that two windows share."""
-    windows = window_of[np.maximum(dealt, 0)] if len(window_of) else dealt
-    is_row = (dealt >= 0).reshape(-1, batch_size)
-    windows = windows.reshape(-1, batch_size)
-    latest = np.where(is_row, windows, -1).max(1, initial=-1)
-    earliest = np.where(is_row, windows, np.iinfo(np.int64).max).min(1, initial=1 << 62)
+    by_batch = window.reshape(-1, batch_size)
+    latest = by_batch.max(1, initial=-1)
+    earliest = np.where(by_batch >= 0, by_batch, np.iinfo(np.int64).max).min(1)
     assert (latest[:-1] <= earliest[1:]).all(), "packing has broken the curriculum's order"
+
+
+def _of_rows(values: np.ndarray, rows: np.ndarray, *, padding: int) -> np.ndarray:
+    """The values of `rows`, int64; `padding` is that of row -1."""
+    return np.append(values, padding)[rows]
 
 
 def _take(

@@ -8,6 +8,7 @@ their place whole or not at all, so that leaves no trace.
 import itertools
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import data_pipeline
 from data_pipeline import executor
 
 _QUEUED = 2  # tasks in flight for each that can run, so that no core waits for this process
+_ANSWER_SECONDS = 20  # that a cluster's address may take to answer
 _MAX_RETRIES = 5  # of a task whose worker or machine died
 
 
@@ -62,6 +64,7 @@ def _connect(ray: Any, workers: executor.WorkerOptions, threads: int) -> None:
         "object_store_memory": 80 << 20,  # results are a few bytes
     }
     try:
+        _require_answer(address)
         ray.init(
             address,
             runtime_env={"py_modules": [str(pathlib.Path(data_pipeline.__file__).parent)]},
@@ -69,11 +72,18 @@ def _connect(ray: Any, workers: executor.WorkerOptions, threads: int) -> None:
             logging_level="error",
             **(own_cluster if address == "local" else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"--ray_address={address}: no Ray cluster can be reached ({error}); name another, or "
             "leave it out to start one on this machine"
         ) from error
+
+
+def _require_answer(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
 
 
 def _results(

@@ -126,7 +126,8 @@ def _object_in(text: str) -> tuple[int, int, Any, str]:
     except (ValueError, RecursionError):
         pass
     start, end = _outermost_object(text)
-    return start, end, *(_loads(text[start:end]) if end >= 0 else (None, NO_OBJECT))
+    fields, error = _loads(text[start:end]) if end >= 0 else (None, NO_OBJECT)
+    return start, end, fields, error
 
 
 def _outermost_object(text: str) -> tuple[int, int]:

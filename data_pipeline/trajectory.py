@@ -59,9 +59,7 @@ def _is_complete(conversation: records.Conversation, replies: dict[int, terminus
     """Whether the episode came to its end: its column says so, or its agent declares it."""
     if conversation.get("complete") is not None:
         return conversation.get("complete")
-    return any(
-        reply.is_complete
-        or reply.error
-        and _DECLARED_COMPLETE.search(terminus.behind_thinking(conversation.messages[turn].content))
-        for turn, reply in replies.items()
-    )
+    if any(reply.is_complete for reply in replies.values()):
+        return True
+    unread = (conversation.messages[turn] for turn, reply in replies.items() if reply.error)
+    return any(_DECLARED_COMPLETE.search(terminus.behind_thinking(m.content)) for m in unread)

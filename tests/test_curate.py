@@ -152,6 +152,7 @@ def test_near_duplicates_have_the_similarity_they_are_told_to_have(tmp_path):
     for at in rng.choice(400, 12, replace=False):
         changed[at] = "new"
     sets = [{tuple(w[i : i + 5]) for i in range(396)} for w in (words, changed)]
+    sets = [{*shingles, prompt} for shingles, prompt in zip(sets, "ab", strict=True)]
     exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     rows = [dialogue("a", " ".join(words)), dialogue("b", " ".join(changed))]
     curated = run(tmp_path, rows, near_duplicates=exact - 0.12)

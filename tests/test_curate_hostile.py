@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -178,22 +177,45 @@ def test_processes_leave_the_same_bytes(large, undisturbed, tmp_path):
     assert len([name for name in undisturbed if name.startswith("train/")]) > 8
 
 
-@pytest.mark.parametrize("until", ["parts/judged-00003.parquet", "parts/written-00005"])
-def test_killed_in_the_middle_and_gone_on_is_the_same_bytes(large, undisturbed, tmp_path, until):
+# Runs curate, and kills it when a file is about to be made or put in its place.
+_KILLED_AT = """
+import os, runpy, signal, sys
+at, *arguments = sys.argv[1:]
+def look(event, args):
+    if event in ("open", "os.rename") and any(str(arg).endswith(at) for arg in args[:2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(look)
+sys.argv = ["curate", *arguments]
+runpy.run_module("data_pipeline.curate", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("at", ["judged-00003.parquet", "part-00004.parquet", "written-00006"])
+def test_killed_in_the_middle_and_gone_on_is_the_same_bytes(large, undisturbed, tmp_path, at):
     output = tmp_path / "out"
     flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline.curate", *map(str, large), f"--output={output}",
-         "--shard_rows=20", *flags],
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    give_up = time.monotonic() + 60
-    while not (output / until).exists() and time.monotonic() < give_up:
-        time.sleep(0.0005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (output / "manifest.json").exists()
-    made = {p: p.stat().st_mtime_ns for p in output.glob("train/*.parquet")}
+    arguments = [*map(str, large), f"--output={output}", "--shard_rows=20", *flags]
+    killed = subprocess.run([sys.executable, "-c", _KILLED_AT, at, *arguments])
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match="is unfinished"):
+        manifest.read(output, stage="curate")
+    made = {p: p.stat().st_mtime_ns for p in output.glob("train/part-0000[0-3].parquet")}
     run(large, output, shard_rows=20, **OPTIONS)
     assert contents(output) == undisturbed
-    if "written" in until:  # what was whole was not made again
-        assert sum(p.stat().st_mtime_ns == written for p, written in made.items()) >= 5
+    assert len(made) == (0 if "judged" in at else 4)
+    assert all(p.stat().st_mtime_ns == time for p, time in made.items())  # not made again
+
+
+def test_a_killed_command_takes_its_processes_with_it(large, undisturbed, tmp_path):
+    """Else they would write beside those of the same command, given again at once."""
+    output = tmp_path / "out"
+    flags = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    arguments = [*map(str, large), f"--output={output}", "--shard_rows=20", *flags]
+    command = [sys.executable, "-m", "data_pipeline.curate", *arguments, "--num_workers=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)  # they hold its other end too
+    while not list(output.glob("parts/judged*")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=30)
+    run(large, output, shard_rows=20, **OPTIONS)
+    assert contents(output) == undisturbed

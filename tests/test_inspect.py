@@ -67,7 +67,7 @@ def with_line_end(text):
 
 @functools.cache
 def decoder():
-    return chat._load(chat.resolve_tokenizer_dir("embedded"))
+    return chat.load(chat.resolve_tokenizer_dir("embedded"))
 
 
 @pytest.mark.parametrize("row", [0, 7, 63, 64, 69])

@@ -64,7 +64,9 @@ def test_broken_order_is_noticed(index, max_segments, monkeypatch):
     )  # fmt: skip
     plan_rows.pack_stage(stage, parts, settings)
     monkeypatch.setattr(
-        plan_rows.balance, "deal", lambda work, **_: np.random.default_rng(0).permutation(len(work))
+        plan_rows.balance,
+        "deal",
+        lambda work, window, **_: np.random.default_rng(0).permutation(len(work)),
     )
     with pytest.raises(AssertionError, match="broken the curriculum's order"):
         plan_rows.pack_stage(stage, parts, settings)

@@ -122,7 +122,7 @@ def test_no_more_run_at_once_than_told(cluster, tmp_path):
         workers = executor.WorkerOptions(executor="ray", num_workers=num_workers)
         done = list(executor.results(stay, [str(tmp_path)] * 20, workers, input_bytes=0))
         assert len(done) == 20
-        assert max(num for _, (num, _) in done) == most
+        assert max(num for _, (num, _) in done) <= most
         assert {folder for _, (_, folder) in done} == {os.getcwd()}
 
 
@@ -131,8 +131,7 @@ def test_an_address_that_does_not_answer_is_named(file, tmp_path):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     command = [sys.executable, "-m", "data_pipeline.tokenize", str(file), "--tokenizer=embedded",
                "--output=tokens", "--executor=ray", "--ray_address=127.0.0.1:1"]  # fmt: skip
-    environment = os.environ | {"RAY_gcs_rpc_server_connect_timeout_s": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "error: --ray_address=127.0.0.1:1: no Ray cluster can be reached" in done.stderr
 
