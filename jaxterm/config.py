@@ -126,6 +126,8 @@ class DataConfig:
     max_segments: int = 0  # examples a row may hold; 0: no limit
     num_shards: int = 32  # data shards between which attention work is evened
     trajectory_filter: Literal["none", "complete", "success"] = "none"
+    parse_failures: Literal["keep", "mask", "splice", "drop"] = "keep"  # replies not parsed
+    benchmarks: tuple[str, ...] = ()  # task folders or .jsonl that no trained task may overlap
     strict: bool = False  # stop at malformed rows and damaged files, instead of removing them
     heldout_fraction: float = 0.0  # of the tasks, whole tasks at a time
     num_workers: int = 0  # Grain processes that read rows; 0 reads in the training process

@@ -70,6 +70,8 @@ def _prepared_dir(
     options = prepare.PrepareOptions(
         curation=curate.CurateOptions(
             trajectory_filter=data.trajectory_filter,
+            parse_failures=data.parse_failures,
+            benchmarks=data.benchmarks,
             strict=data.strict,
             heldout_fraction=data.heldout_fraction,
         ),
