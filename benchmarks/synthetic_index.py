@@ -94,6 +94,7 @@ def index_of(num_tokens: np.ndarray, sources: np.ndarray, rng: np.random.Generat
             "num_loss_tokens": pa.array(num_loss, pa.int32()),
             "num_turns": pa.array(num_turns, pa.int32()),
             "turn_starts": _lists(offsets, starts),
+            "reply_starts": _lists(offsets // 2, starts[is_reply]),
             "loss_starts": _lists(offsets // 2, loss_starts),
             "loss_ends": _lists(offsets // 2, loss_ends),
         }

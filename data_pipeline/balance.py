@@ -67,8 +67,8 @@ def _deal_batches(work: np.ndarray, batch_size: int, num_shards: int) -> np.ndar
 
     The heaviest row first, each to the lightest shard that has room (longest processing time
     first); then rows are swapped between the heaviest shard and another while that helps. Within
-    a shard the heaviest row comes first, so that micro-batches, which take the k-th row of every
-    shard, are alike too.
+    a shard the heaviest row comes first, so that a micro-batch, which takes the k-th row of every
+    shard, does not put a heavy one beside light ones.
     """
     num_batches = len(work) // batch_size
     by_batch = work.reshape(num_batches, batch_size)

@@ -19,11 +19,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import manifest, records
+from data_pipeline import manifest, records, storage
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 TRAIN_FOLDER = "train"  # of the folders that curate writes, the one to train on
-_READ_ROWS = 64  # rows of Parquet decoded at a time: bounds memory, whatever a row group holds
+# Of Parquet decoded at a time: bounds memory, whatever a row group holds.
+_READ_ROWS, _READ_BYTES = 64, 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Row:
 class Span:
     """Consecutive rows of one file."""
 
-    path: pathlib.Path
+    path: storage.Path
     first_row: int  # rows of Parquet, or lines of JSONL that are not blank
     num_rows: int
     first_byte: int = 0  # of JSONL: where the line of `first_row` starts
@@ -49,7 +50,7 @@ class Span:
     fault: str = ""  # the file cannot be read on from here: why
 
 
-def find_files(corpus: Sequence[str]) -> list[pathlib.Path]:
+def find_files(corpus: Sequence[str]) -> list[storage.Path]:
     """The files that `corpus` names; folders give their files, sorted, but for hidden ones.
 
     Raises:
@@ -65,8 +66,8 @@ def find_files(corpus: Sequence[str]) -> list[pathlib.Path]:
     return found
 
 
-def _refuse_repeats(paths: Sequence[pathlib.Path]) -> None:
-    first_named: dict[pathlib.Path, pathlib.Path] = {}
+def _refuse_repeats(paths: Sequence[storage.Path]) -> None:
+    first_named: dict[storage.Path, storage.Path] = {}
     for path in paths:
         first = first_named.setdefault(path.resolve(), path)
         if first is not path:
@@ -74,12 +75,12 @@ def _refuse_repeats(paths: Sequence[pathlib.Path]) -> None:
             raise ValueError(f"{path}: this file{also} is in the corpus twice; name it once")
 
 
-def _files_of(name: str) -> list[pathlib.Path]:
+def _files_of(name: str) -> list[storage.Path]:
     if name == "embedded":
         from data_pipeline import embedded
 
         return [pathlib.Path(embedded.sessions_path())]
-    path = pathlib.Path(name)
+    path = storage.as_path(name)
     if path.is_dir():
         found = _files_under(path)
         if not found:
@@ -92,21 +93,21 @@ def _files_of(name: str) -> list[pathlib.Path]:
     return [path]
 
 
-def _files_under(folder: pathlib.Path) -> list[pathlib.Path]:
+def _files_under(folder: storage.Path) -> list[storage.Path]:
     if manifest.stage_of(folder) == "curate":
         return _files_under(folder / TRAIN_FOLDER)
-    found: list[pathlib.Path] = []
-    for path in sorted(folder.iterdir()):
+    found: list[storage.Path] = []
+    for path, kind in storage.entries(folder):
         if path.name.startswith("."):  # a cache, or what a stage is about to replace
             continue
-        if path.is_dir() and not path.is_symlink():
+        if kind == "folder":
             found += _files_under(path)
-        elif path.is_file() and path.name.endswith(SUFFIXES):
+        elif kind == "file" and path.name.endswith(SUFFIXES):
             found.append(path)
     return found
 
 
-def read_rows(path: pathlib.Path) -> Iterator[Row]:
+def read_rows(path: storage.Path) -> Iterator[Row]:
     """All rows of a file, good and bad.
 
     Raises:
@@ -129,7 +130,7 @@ def read_conversations(spans: Iterable[Span]) -> Iterator[records.Conversation]:
 
 
 def split_into_spans(
-    paths: Sequence[pathlib.Path], *, max_rows: int, tolerant: bool = False
+    paths: Sequence[storage.Path], *, max_rows: int, tolerant: bool = False
 ) -> list[list[Span]]:
     """Cut the rows of `paths`, in order, into lists of spans of `max_rows` rows each.
 
@@ -188,7 +189,7 @@ class _NoJson:
     fault: str
 
 
-def _cut_parquet(path: pathlib.Path, room: int, max_rows: int) -> Iterator[Span]:
+def _cut_parquet(path: storage.Path, room: int, max_rows: int) -> Iterator[Span]:
     try:
         with _open_parquet(path) as file:
             num_rows = file.metadata.num_rows
@@ -232,18 +233,39 @@ def _read_group(
     """The rows of [low, high) of a group whose first row is `first`."""
     row = first
     try:
-        for batch in file.iter_batches(_READ_ROWS, row_groups=[group]):
+        for batch in file.iter_batches(_rows_at_a_time(file, group), row_groups=[group]):
             begin, end = max(low, row), min(high, row + len(batch))
             if begin < end:
-                rows = batch.slice(begin - row, end - begin).to_pylist()
-                yield from ((f"{path} row {i}", values) for i, values in enumerate(rows, begin))
+                yield from _rows_of(batch.slice(begin - row, end - begin), path, begin)
             row += len(batch)
             if row >= high:
                 return
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         begin = max(low, row)
         rows = f"rows {begin} to {high - 1} cannot be read"
         yield f"{path} row {begin}", _Damage(f"{path}: damaged after row {row}, {rows} ({error})")
+
+
+def _rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
+    about = file.metadata.row_group(group)
+    return max(1, min(_READ_ROWS, _READ_BYTES * about.num_rows // max(1, about.total_byte_size)))
+
+
+def _rows_of(batch: pa.RecordBatch, path: pathlib.Path, first: int) -> Iterator[tuple[str, Any]]:
+    """The rows of a batch; one that is no value of Python (bytes that are not UTF-8, a time in the
+    year 40000) is lost alone."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        rows = [_row_of(batch.slice(i, 1), f"{path} row {first + i}") for i in range(len(batch))]
+    yield from ((f"{path} row {i}", row) for i, row in enumerate(rows, first))
+
+
+def _row_of(batch: pa.RecordBatch, location: str) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return _Damage(f"{location}: cannot be read ({error})")
 
 
 def _lines(span: Span) -> Iterator[tuple[int, int, bytes | _Damage]]:
@@ -261,7 +283,7 @@ def _lines(span: Span) -> Iterator[tuple[int, int, bytes | _Damage]]:
         yield number, byte, _Damage(fault)
 
 
-def _cut_jsonl(path: pathlib.Path, room: int, max_rows: int) -> Iterator[Span]:
+def _cut_jsonl(path: storage.Path, room: int, max_rows: int) -> Iterator[Span]:
     whole, fault = Span(path, 0, 0), ""
     first, num, at = 0, 0, (0, 1)  # `at`: byte and line where the span begins
     for number, byte, line in _lines(whole):

@@ -11,6 +11,7 @@ second, each in pieces of --shard_rows rows, so memory does not grow with their 
 was stopped goes on where it was.
 """
 
+import collections
 import dataclasses
 import pathlib
 import shutil
@@ -63,7 +64,8 @@ class CurateOptions(row_filters.FilterOptions):
         ),
     )
     heldout_fraction: float = dataclasses.field(
-        default=0.0, metadata=cli.flag("share of the tasks that is held out of training")
+        default=0.0,
+        metadata=cli.flag("share of tasks held out of training; those of one instruction together"),
     )
     heldout_seed: int = dataclasses.field(
         default=0, metadata=cli.flag("chooses which tasks are held out")
@@ -215,8 +217,9 @@ def _run(
     judged = pa.concat_tables(parts) if parts else curate_shard.NOTHING_JUDGED
     verdict = verdicts.decide(judged, threshold=options.near_duplicates)
     _refuse(verdict, judged, files, options)
-    held_tasks = _choose_heldout(verdict, judged, options)
-    is_heldout = [task in held_tasks for task in judged["task"].to_pylist()]
+    row_tasks = verdicts.group_tasks(judged["task"].to_pylist(), judged["instruction"].to_pylist())
+    held_tasks = _choose_heldout(verdict, row_tasks, judged, options)
+    is_heldout = [task in held_tasks for task in row_tasks]
     write_tasks, first = [], 0
     for task, part in zip(tasks, parts, strict=True):
         rows = slice(first, first + len(part))
@@ -296,7 +299,7 @@ def _refuse(
         )
     if "" not in verdict.reasons:
         names = ", ".join(map(str, files))
-        why = {reason: verdict.reasons.count(reason) for reason in verdict.reasons}
+        why = collections.Counter(verdict.reasons)
         went = ", ".join(f"{num} {reason}" for reason, num in why.items()) or "it holds no row"
         first = f": {faults[0]}" if faults else ""
         raise ValueError(
@@ -306,10 +309,12 @@ def _refuse(
 
 
 def _choose_heldout(
-    verdict: verdicts.Verdicts, judged: pa.Table, options: CurateOptions
+    verdict: verdicts.Verdicts,
+    row_tasks: Sequence[str],
+    judged: pa.Table,
+    options: CurateOptions,
 ) -> frozenset[str]:
-    columns = [judged[name].to_pylist() for name in ("task", "source", "domain")]
-    rows = zip(*columns, strict=True)
+    rows = zip(row_tasks, judged["source"].to_pylist(), judged["domain"].to_pylist(), strict=True)
     stay = [row for row, reason in zip(rows, verdict.reasons, strict=True) if not reason]
     chosen = heldout.choose_tasks(
         stay, fraction=options.heldout_fraction, seed=options.heldout_seed

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from data_pipeline import (
     corpus,
     corpus_writer,
+    decontamination,
     near_duplicates,
     records,
     row_filters,
@@ -47,6 +48,7 @@ _JUDGED_SCHEMA = pa.schema(
         *STATISTICS_SCHEMA,
         ("detail", pa.string()),
         ("domain", pa.string()),
+        ("instruction", pa.uint64()),  # a hash of it; null: there is none
         ("edits", pa.list_(pa.string())),
         ("chain", pa.large_list(pa.uint64())),
         ("sketch", pa.large_binary()),
@@ -143,7 +145,9 @@ def _judged(row: corpus.Row, task: Task) -> dict[str, Any]:
         return values
     measures = dataclasses.asdict(trajectory.measure(row.conversation))
     del measures["last_error"]
-    values |= measures | {"task": _task_of(row.conversation), "edits": judged.edits}
+    instruction = _hash_of_instruction(row.conversation)
+    name = row.conversation.get("task") or f"instruction {instruction}"
+    values |= measures | {"task": name, "instruction": instruction, "edits": judged.edits}
     values |= {name: row.conversation.get(name) or "" for name in ("source", "domain")}
     values["reward"] = row.conversation.get("reward")
     if not judged.reason:
@@ -153,12 +157,12 @@ def _judged(row: corpus.Row, task: Task) -> dict[str, Any]:
     return values
 
 
-def _task_of(conversation: records.Conversation) -> str:
-    """The task, or where that is not known a digest of the first user message."""
-    if task := conversation.get("task"):
-        return task
-    first = next((m.content for m in conversation.messages if m.role == "user"), "")
-    return "first message " + hashlib.blake2b(first.encode(), digest_size=16).hexdigest()
+def _hash_of_instruction(conversation: records.Conversation) -> int | None:
+    """Of its words, not of the whole prompt: the screen in it holds the name of a container."""
+    text = decontamination.instruction_of(conversation.messages)
+    words = " ".join(decontamination.split_words(text, "words")) or text.strip()
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") if words else None
 
 
 def _open_sink(task: Task, folder: str) -> corpus_writer.ParquetSink:

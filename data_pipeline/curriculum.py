@@ -61,10 +61,11 @@ def make_stages(
         if spec.order == "easy_to_hard":  # ties stay in the corpus's order
             keys = _keys(spec, examples, difficulty_order)
             passes = [each[np.argsort(keys[each], kind="stable")] for each in passes]
+        drawn = np.unique(np.concatenate([np.zeros(0, np.int64), *passes]))
         if spec.replay and len(seen):
             passes = draw.with_replay(passes, seen, spec.replay)
         stages.append(Stage(spec, tuple(passes)))
-        seen = np.union1d(seen, own)
+        seen = np.union1d(seen, drawn)
     return stages
 
 
@@ -82,7 +83,7 @@ def subsample(examples: Examples, max_tokens: int, *, seed: int) -> Examples:
 
 def _passes(spec: stage_specs.StageSpec, own: np.ndarray, draw: mixing.Draw) -> list[np.ndarray]:
     if spec.tokens or spec.weights or spec.temperature or isinstance(spec.epochs, Mapping):
-        return [draw.mix(own, draw.budgets(own, spec))]
+        return [draw.mix(own, spec)]
     whole = int(spec.epochs)
     passes = [draw.shuffled(own, epoch) for epoch in range(whole)]
     if spec.epochs > whole:

@@ -5,11 +5,10 @@ is fast since a run can only be where n words in a row all occur in the benchmar
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from data_pipeline import records
+from data_pipeline import plain_text, records
 
 Normalisation = Literal["words", "exact"]
 
@@ -27,12 +26,13 @@ def instruction_of(messages: Sequence[records.Message]) -> str:
 def split_words(text: str, normalisation: Normalisation) -> list[str]:
     """The words that are compared.
 
-    `words`: letters and digits alone, without case and in one form of Unicode, so that case, space
-    and punctuation make no difference. `exact`: what stands between spaces, as it stands.
+    `words`: letters and digits alone, without case and accents and in one form of Unicode, so that
+    case, space, punctuation and what is not seen make no difference. `exact`: what stands between
+    spaces, as it stands.
     """
     if normalisation == "exact":
         return text.split()
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(plain_text.folded(text))
 
 
 class Decontaminator:
@@ -54,7 +54,7 @@ class Decontaminator:
         self._task_of_whole: dict[str, str] = {}  # instructions too short to hold a run
         for name, instruction in tasks:
             words = split_words(instruction, normalisation)
-            if len(words) < ngram:
+            if 0 < len(words) < ngram:
                 self._task_of_whole.setdefault(" ".join(words), name)
             for i in range(len(words) - ngram + 1):
                 self._task_of_run.setdefault(" ".join(words[i : i + ngram]), name)

@@ -6,6 +6,7 @@ tail is a last reply that is the JSON literal null: the model was asked, and no 
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ ParseFailures = Literal["keep", "mask", "splice", "drop"]
 NullTails = Literal["keep", "cut", "drop"]
 
 _ERROR_MESSAGE = "Previous response had parsing errors"
+_NULL = re.compile(r"\s*(?:```(?:json)?\s*+null\s*+```|null)\s*")
 
 
 def failed_turns(messages: Sequence[records.Message]) -> list[int]:
@@ -67,7 +69,7 @@ def edit(
 
 
 def _is_null(reply: records.Message) -> bool:
-    return terminus.behind_thinking(reply.content).strip() == "null"
+    return bool(_NULL.fullmatch(terminus.behind_thinking(reply.content)))
 
 
 def _without_tail(conversation: records.Conversation, turns: list[int]) -> list[int]:

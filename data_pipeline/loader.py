@@ -74,7 +74,6 @@ class Plan:
         num_shards = counts["num_shards"]
         paths = [tokens / shards.shard_name(i, num_shards) for i in range(num_shards)]
         shards.check_sizes(paths, counts.get("shard_bytes", ()))
-        identity = {key: made[key] for key in ("stage", "inputs", "options")}
         plan_hash = made["counts"]["plan_hash"]
         return cls(
             folder=folder,
@@ -84,7 +83,7 @@ class Plan:
             rows=plan_rows.read(
                 folder,
                 [plan_rows.PlanStage(**stage) for stage in made["counts"]["stages"]],
-                settings_digest=manifest.digest_json(identity),
+                tokens_digest=made["inputs"]["tokens"],
                 plan_hash=plan_hash,
             ),
             index=index,

@@ -4,7 +4,8 @@ While a stage works, `unfinished.json` holds what it was asked; a stage that is 
 there whether it may go on. Neither file holds times or paths, so equal runs leave equal bytes.
 
 What `overwrite` replaces waits as `.NAME.replaced` beside the folder until the new output is whole:
-it comes back where the new input turns out to be bad, and a kill leaves it there.
+it comes back where the new input turns out to be bad, and a kill leaves it there. In an object
+store, where a folder cannot be renamed, nothing is replaced.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipeline import storage
+
 FILE = "manifest.json"
 _UNFINISHED = "unfinished.json"
 _DIGESTS = ".digests.json"
@@ -30,7 +33,7 @@ class Stage:
     """One run of a stage: what it reads, what it was told, where it writes."""
 
     name: str
-    output_dir: pathlib.Path
+    output_dir: storage.Path
     inputs: Mapping[str, str]  # name -> SHA-256
     options: Mapping[str, Any]
 
@@ -84,7 +87,7 @@ def begin(stage: Stage, *, overwrite: bool = False) -> bool:
             f"--output={folder} is not empty and holds no output of `{stage.name}`; "
             "choose another folder"
         )
-    folder.resolve().mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder.resolve())
     write_json(folder / _UNFINISHED, stage.identity())
     return False
 
@@ -115,7 +118,7 @@ def discard_on_error(stage: Stage) -> Iterator[None]:
         raise
 
 
-def discard(folder: pathlib.Path, *, stage: str) -> None:
+def discard(folder: storage.Path, *, stage: str) -> None:
     """Remove a folder that holds output of `stage`, finished or not; leave any other."""
     for name in (FILE, _UNFINISHED):
         if (folder / name).exists() and read_json(folder / name).get("stage") == stage:
@@ -123,7 +126,7 @@ def discard(folder: pathlib.Path, *, stage: str) -> None:
             return
 
 
-def read(folder: pathlib.Path, *, stage: str) -> dict[str, Any]:
+def read(folder: storage.Path, *, stage: str) -> dict[str, Any]:
     """The manifest of a finished stage.
 
     Raises:
@@ -143,7 +146,7 @@ def read(folder: pathlib.Path, *, stage: str) -> dict[str, Any]:
     return found
 
 
-def stage_of(folder: pathlib.Path) -> str:
+def stage_of(folder: storage.Path) -> str:
     """The stage whose finished output a folder holds; empty where it holds none.
 
     Raises:
@@ -160,7 +163,7 @@ def stage_of(folder: pathlib.Path) -> str:
 
 
 def digest_files(
-    paths: Sequence[pathlib.Path], *, cache_dir: pathlib.Path | None = None
+    paths: Sequence[storage.Path], *, cache_dir: storage.Path | None = None
 ) -> dict[str, str]:
     """SHA-256 of each file, under its number and name.
 
@@ -171,8 +174,7 @@ def digest_files(
     cache = read_json(cache_file) if cache_file and cache_file.exists() else {}
     seen, digests = {}, {}
     for number, path in enumerate(paths):
-        status, key = path.stat(), str(path.resolve())
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp, key = list(storage.stamp(path)), str(path.resolve())
         known = cache.get(key)
         digest = known[2] if known and known[:2] == stamp else _digest(path)
         seen[key] = [*stamp, digest]
@@ -182,10 +184,10 @@ def digest_files(
     return digests
 
 
-def _write_cache(path: pathlib.Path, cache: Mapping[str, Any]) -> None:
+def _write_cache(path: storage.Path, cache: Mapping[str, Any]) -> None:
     folder = path.parent
     if not folder.exists() or any((folder / name).exists() for name in (FILE, _UNFINISHED)):
-        folder.mkdir(parents=True, exist_ok=True)  # not into a folder that is not ours
+        storage.make_folder(folder)  # not into a folder that is not ours
         write_json(path, cache)
 
 
@@ -194,10 +196,10 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: storage.Path) -> dict[str, Any]:
     """A JSON object of ours; ValueError naming the file where it is damaged."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_bytes().decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}); remove it and run the stage again") from error
     if not isinstance(value, dict):
@@ -205,14 +207,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: storage.Path, value: Any) -> None:
     """Write JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
-    os.replace(temporary, path)
+    with storage.write_through(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def _digest(path: pathlib.Path) -> str:
+def _digest(path: storage.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -224,12 +225,13 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _remove_temporaries(folder: pathlib.Path) -> None:
-    for path in folder.rglob("*.tmp"):  # of a run that was killed
-        path.unlink()
+def _remove_temporaries(folder: storage.Path) -> None:
+    if isinstance(folder, pathlib.Path):
+        for path in folder.rglob("*.tmp"):  # of a run that was killed
+            path.unlink()
 
 
-def _stage_in(path: pathlib.Path) -> str:
+def _stage_in(path: storage.Path) -> str:
     """The stage that a manifest is of; empty where the file is absent or not one of ours."""
     try:
         found = read_json(path)
@@ -243,7 +245,12 @@ def _replaced(folder: pathlib.Path) -> pathlib.Path:
     return real.with_name(f".{real.name}.replaced")
 
 
-def _set_aside(folder: pathlib.Path) -> None:
+def _set_aside(folder: storage.Path) -> None:
+    if not isinstance(folder, pathlib.Path):
+        raise ValueError(
+            f"--overwrite: --output={folder} is in an object store, where what is there cannot be "
+            "set aside until the new output is whole; remove it first, or choose another folder"
+        )
     if folder.samefile("."):
         raise ValueError(
             f"--output={folder} is the working folder, which cannot be replaced; give the command "
@@ -255,8 +262,10 @@ def _set_aside(folder: pathlib.Path) -> None:
         folder.resolve().rename(_replaced(folder))
 
 
-def _settle_replaced(folder: pathlib.Path) -> None:
+def _settle_replaced(folder: storage.Path) -> None:
     """What was set aside goes when the new output is whole, and comes back when none is begun."""
+    if not isinstance(folder, pathlib.Path):
+        return
     replaced = _replaced(folder)
     if not replaced.exists():
         return
@@ -267,18 +276,18 @@ def _settle_replaced(folder: pathlib.Path) -> None:
         replaced.rename(folder.resolve())
 
 
-def _remove(folder: pathlib.Path) -> None:
+def _remove(folder: storage.Path) -> None:
     """Remove a folder; a kill on the way leaves it known as ours, and as unfinished."""
     if not folder.exists():
         return
     if (folder / FILE).exists():
-        os.replace(folder / FILE, folder / _UNFINISHED)
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        storage.move(folder / FILE, folder / _UNFINISHED)
+    for path, kind in storage.entries(folder):
+        if kind == "folder":
+            storage.remove_tree(path)
         elif path.name != _UNFINISHED:
             path.unlink()
-    shutil.rmtree(folder.resolve())
+    storage.remove_tree(folder.resolve())
 
 
 def _as_json(value: Any) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipeline import stage_specs
 
+_MOST_PASSES = 1000  # over one source in one stage
 SUBSAMPLE, _REPLAY, _PART = 1 << 20, 1 << 21, 1 << 22  # keys of streams that no epoch has
 
 
@@ -30,7 +31,8 @@ class Draw:
         for number, (_, own) in enumerate(self._by_source(examples)):
             shuffled = self.shuffled(own, _PART, number)
             tokens = self.num_tokens[shuffled]
-            parts.append(shuffled[: _nearest(np.cumsum(tokens), share * tokens.sum())])
+            num = _nearest(np.cumsum(tokens), share * tokens.sum())
+            parts.append(shuffled[: max(1, num)])  # no source goes altogether
         return np.concatenate(parts)
 
     def budgets(self, examples: np.ndarray, spec: stage_specs.StageSpec) -> dict[str, float]:
@@ -54,12 +56,22 @@ class Draw:
             wanted = {name: size ** (1 / (spec.temperature or 1)) for name, size in sizes.items()}
         return {name: total * rate / sum(wanted.values()) for name, rate in wanted.items()}
 
-    def mix(self, examples: np.ndarray, budgets: Mapping[str, float]) -> np.ndarray:
-        """Each source's examples, again and again until its budget is drawn, spread evenly."""
-        drawn = [
-            self._until(own, budgets.get(name, 0.0), number)
-            for number, (name, own) in enumerate(self._by_source(examples))
-        ]
+    def mix(self, examples: np.ndarray, spec: stage_specs.StageSpec) -> np.ndarray:
+        """Each source's examples, again and again until its budget is drawn, spread evenly.
+
+        Raises:
+            ValueError: the rates do not fit the sources, or repeat one absurdly often.
+        """
+        budgets = self.budgets(examples, spec)
+        drawn = []
+        for number, (name, own) in enumerate(self._by_source(examples)):
+            passes = budgets.get(name, 0.0) / self.num_tokens[own].sum()
+            if passes > _MOST_PASSES:
+                raise ValueError(
+                    f"stage {spec.name!r} would pass {passes:,.0f} times over the source {name!r}; "
+                    "lower its tokens, weight or temperature"
+                )
+            drawn.append(self._until(own, budgets.get(name, 0.0), number))
         return self._spread(drawn)
 
     def with_replay(
@@ -87,12 +99,12 @@ class Draw:
 
     def _spread(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
         """Merge sequences such that at any point the same share of the tokens of each has come."""
-        positions = []
+        positions = [np.zeros(0)]
         for sequence in sequences:
             tokens = self.num_tokens[sequence]
             positions.append((np.cumsum(tokens) - tokens / 2) / max(1, tokens.sum()))
         order = np.argsort(np.concatenate(positions), kind="stable")
-        return np.concatenate(sequences)[order]
+        return np.concatenate([np.zeros(0, np.int64), *sequences])[order]
 
 
 def _nearest(ends: np.ndarray, target: float) -> int:

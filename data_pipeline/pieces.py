@@ -1,6 +1,8 @@
 """What of each example is trained: whole examples, and the parts of those longer than a row."""
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +13,7 @@ from data_pipeline import splitting
 
 Overlong = Literal["split", "truncate", "drop"]
 
+_LISTS = ("turn_starts", "reply_starts", "loss_starts", "loss_ends")
 LOST_BY = {"split": "split", "truncate": "truncated", "drop": "dropped"}  # as reports name it
 
 
@@ -62,15 +65,19 @@ def make_pieces(
     losses: dict[int, list[int]] = {example: [] for example in long}
     if long and overlong != "drop":
         splitter = splitting.Splitter(row_length, carry_prompt=carry_prompt)
-        lists = [_Lists(index[name]) for name in ("turn_starts", "loss_starts", "loss_ends")]
+        lists = [_Lists(index[name]) for name in _LISTS]
         for example in long:
-            turns, starts, ends = (each[example] for each in lists)
+            turns, replies, starts, ends = (each[example] for each in lists)
             if overlong == "split":
-                replies = _reply_starts(turns, starts)
                 made = splitter.split(turns, replies, int(num_tokens[example]))
             else:
                 made = [splitting.Part(0, 0, row_length, 0)]
-            counts = [_num_loss_tokens(part, starts, ends) for part in made]
+            loss_before = _Counter(starts, ends)
+            # From the second token on: nothing stands before the first that could predict it.
+            counts = [
+                loss_before(part.first + part.num_tokens) - loss_before(part.first + 1)
+                for part in made
+            ]
             parts[example] = [part for part, count in zip(made, counts, strict=True) if count]
             losses[example] = [count for count in counts if count]
     return _flat(num_tokens, num_loss, row_length, parts, losses)
@@ -88,21 +95,19 @@ class _Lists:
         return self._values[self._offsets[i] : self._offsets[i + 1]].tolist()
 
 
-def _reply_starts(turn_starts: Sequence[int], loss_starts: Sequence[int]) -> list[int]:
-    """The turns that hold loss tokens; both lists ascend, and a turn holds at most one span."""
-    found, turn = [], 0
-    for start in loss_starts:
-        while turn + 1 < len(turn_starts) and turn_starts[turn + 1] <= start:
-            turn += 1
-        found.append(turn_starts[turn])
-    return found
+class _Counter:
+    """How many loss tokens an example has before a token."""
 
+    def __init__(self, starts: Sequence[int], ends: Sequence[int]):
+        self._starts, self._ends = starts, ends
+        sizes = (end - start for start, end in zip(starts, ends, strict=True))
+        self._before = list(itertools.accumulate(sizes, initial=0))
 
-def _num_loss_tokens(part: splitting.Part, starts: Sequence[int], ends: Sequence[int]) -> int:
-    """Loss tokens of a part: from its second token on, since nothing stands before the first."""
-    low, high = part.first + 1, part.first + part.num_tokens
-    spans = zip(starts, ends, strict=True)
-    return sum(max(0, min(end, high) - max(start, low)) for start, end in spans)
+    def __call__(self, token: int) -> int:
+        span = bisect.bisect_left(self._starts, token) - 1  # the last that begins before it
+        if span < 0:
+            return 0
+        return self._before[span] + min(token, self._ends[span]) - self._starts[span]
 
 
 def _flat(

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import flags
 from rich import console as rich_console
+from rich import markup
 from rich import table as rich_table
 
 from data_pipeline import (
@@ -37,11 +38,13 @@ from data_pipeline import (
     shards,
     stage_specs,
     stages_file,
+    visible,
 )
 
 _Curriculum = stage_specs.Curriculum  # inside PlanOptions the module's name is a setting's
 
 REPORT_FILE = "report.json"
+_MOST = 10**15  # of any number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,10 +120,17 @@ class PlanOptions:
         cli.require_choice("overlong", self.overlong, pieces.Overlong)
         cli.require_choice("remainder", self.remainder, plan_rows.Remainder)
         for name in ("global_batch_size", "epochs", "window_rows", "num_shards"):
-            cli.require(getattr(self, name) > 0, f"--{name}={getattr(self, name)} must be positive")
+            value = getattr(self, name)
+            cli.require(0 < value < _MOST, f"--{name}={value} must be positive, below {_MOST:.0e}")
         for name in ("seed", "replay", "max_tokens", "max_segments"):
             value = getattr(self, name)
-            cli.require(value >= 0, f"--{name}={value} must not be negative")
+            cli.require(0 <= value < _MOST, f"--{name}={value} must be in [0, {_MOST:.0e})")
+        for name in ("first_sources", "replay"):
+            value = getattr(self, name)
+            cli.require(
+                not value or self.curriculum == "two_stage",
+                f"--{name}={value} is of --curriculum=two_stage, not of {self.curriculum}",
+            )
         cli.require(self.row_length > 1, f"--row_length={self.row_length} must be at least 2")
         cli.require(
             bool(self.stages) == (self.curriculum == "staged"),
@@ -169,9 +179,7 @@ def _make(
     index = shards.read_index(tokens_dir)
     stages = _stages(index, options, specs)
     rows = plan_rows.table_of(stages)
-    digest = plan_rows.write(
-        rows, output_dir, settings_digest=manifest.digest_json(stage.identity())
-    )
+    digest = plan_rows.write(rows, output_dir, tokens_digest=stage.inputs["tokens"])
     report = plan_report.make_report(index, stages, overlong=options.overlong) | {
         "plan_hash": digest,
         "row_length": options.row_length,
@@ -233,13 +241,15 @@ def _stages(
         )
         for stage in stages
     ]
-    if not any(len(stage.sizes) for stage in rows):
-        raise ValueError(
-            f"the plan has no step: {len(index)} examples at --row_length="
-            f"{options.row_length}, --overlong={options.overlong}, "
-            f"--remainder={options.remainder}, --global_batch_size={options.global_batch_size}; "
-            "use more data, split or pad"
-        )
+    for stage in rows:
+        if not len(stage.sizes):
+            raise ValueError(
+                f"stage {stage.stage.spec.name!r} has no step: of {len(index)} examples it draws "
+                f"{sum(map(len, stage.stage.passes))} at --row_length={stage.parts.row_length}, "
+                f"--overlong={options.overlong}, --remainder={options.remainder}, "
+                f"--global_batch_size={stage.global_batch_size}; use more data or epochs, split "
+                "or pad"
+            )
     return rows
 
 
@@ -271,7 +281,8 @@ def _texts(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _summary(report: dict[str, Any]) -> rich_table.Table:
-    table = rich_table.Table("plan", *(stage["name"] for stage in report["stages"]), "all")
+    names = (markup.escape(visible.line(stage["name"])) for stage in report["stages"])
+    table = rich_table.Table("plan", *names, "all")
     columns = [*report["stages"], report]
     for name in ("steps", "rows", "tokens_trained", "loss_tokens", "attention_work"):
         table.add_row(name, *(f"{each[name]:,}" for each in columns))

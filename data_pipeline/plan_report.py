@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline import balance, pieces, plan_rows
 
@@ -40,7 +41,23 @@ def make_report(
     total["imbalance_mean"] = sum(each["imbalance_mean"] * each["steps"] for each in figures) / max(
         1, total["steps"]
     )
-    return total | {"stages": figures}
+    return total | {"never_drawn": _never_drawn(index, stages), "stages": figures}
+
+
+def _never_drawn(index: pa.Table, stages: Sequence[plan_rows.StageRows]) -> dict[str, Any]:
+    """What no stage draws, so what no figure of a stage counts."""
+    left = np.ones(len(index), bool)
+    for rows in stages:
+        for examples in rows.stage.passes:
+            left[examples] = False
+    column = index["source"]
+    sources = {*column.unique().to_pylist()} - {*column.filter(~left).unique().to_pylist()}
+    return {
+        "examples": int(left.sum()),
+        "tokens": int(index["num_tokens"].to_numpy()[left].sum(dtype=np.int64)),
+        "loss_tokens": int(index["num_loss_tokens"].to_numpy()[left].sum(dtype=np.int64)),
+        "sources": sorted(source or "" for source in sources),
+    }
 
 
 def _stage_report(
@@ -74,8 +91,23 @@ def _stage_report(
         "loss_tokens_lost": _with_total({reason: int(each[1]) for reason, each in lost.items()}),
         "overlong": _overlong(rows, examples, num_tokens, overlong),
     }
+    figures["sources"] = _sources(index, examples)
     slots = figures["rows"] * parts.row_length
     return figures | {"fill": _fill(figures, slots)} | _imbalance(rows)
+
+
+def _sources(index: pa.Table, examples: np.ndarray) -> dict[str, dict[str, float]]:
+    """Of each source: the tokens that are drawn, and how often all of its tokens that makes."""
+    coded = pc.fill_null(index["source"], "").combine_chunks().dictionary_encode()
+    codes, num_tokens = coded.indices.to_numpy(), index["num_tokens"].to_numpy()
+    names = coded.dictionary.to_pylist()
+    held = np.bincount(codes, num_tokens, len(names))
+    drawn = np.bincount(codes[examples], num_tokens[examples], len(names))
+    return {
+        name: {"tokens": int(tokens), "epochs": round(float(tokens / max(1, total)), 4)}
+        for name, tokens, total in sorted(zip(names, drawn, held, strict=True))
+        if tokens
+    }
 
 
 def _overlong(

@@ -19,6 +19,7 @@ from data_pipeline import balance, curriculum, packing, pieces
 
 FILE = "rows.arrow"
 Remainder = Literal["pad", "drop"]
+_ORDERED_WINDOWS = 16  # at least so many in a pass whose order is more than a shuffle
 _COLUMNS = ("example", "prompt", "first", "num_tokens")
 
 
@@ -89,7 +90,7 @@ def pack_stage(stage: curriculum.Stage, parts: pieces.Pieces, settings: RowSetti
         rows = packing.pack(
             parts.num_slots[sequence],
             row_length=parts.row_length,
-            window_rows=settings.window_rows,
+            window_rows=_window_rows(stage, int(parts.num_slots[sequence].sum()), parts, settings),
             max_segments=settings.max_segments,
         )
         sizes.append(np.diff(rows.offsets))
@@ -117,6 +118,15 @@ def pack_stage(stage: curriculum.Stage, parts: pieces.Pieces, settings: RowSetti
         pieces=chosen,
         dropped=joined[offsets[int(filled.max(initial=-1)) + 1] :],
     )
+
+
+def _window_rows(
+    stage: curriculum.Stage, num_slots: int, parts: pieces.Pieces, settings: RowSettings
+) -> int:
+    """Of an ordered pass a window is a sixteenth at most, or packing would undo its order."""
+    if stage.spec.order == "shuffle":
+        return settings.window_rows
+    return max(1, min(settings.window_rows, -(-num_slots // parts.row_length) // _ORDERED_WINDOWS))
 
 
 def places(stages: Sequence[StageRows]) -> tuple[PlanStage, ...]:
@@ -200,8 +210,8 @@ def table_of(stages: Sequence[StageRows]) -> RowTable:
     return RowTable(places(stages), offsets, *(column.astype(np.int32) for column in columns))
 
 
-def write(rows: RowTable, folder: pathlib.Path, *, settings_digest: str) -> str:
-    """Write the rows; returns the plan's hash: of them and of the settings."""
+def write(rows: RowTable, folder: pathlib.Path, *, tokens_digest: str) -> str:
+    """Write the rows; returns the plan's hash: of them and of the tokens, so of every batch."""
     columns = [pa.array(getattr(rows, name)) for name in _COLUMNS]
     flat = pa.StructArray.from_arrays(columns, list(_COLUMNS))
     table = pa.table({"pieces": pa.ListArray.from_arrays(pa.array(rows.offsets), flat)})
@@ -209,11 +219,11 @@ def write(rows: RowTable, folder: pathlib.Path, *, settings_digest: str) -> str:
     with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     temporary.replace(folder / FILE)
-    return _digest(rows, settings_digest)
+    return _digest(rows, tokens_digest)
 
 
 def read(
-    folder: pathlib.Path, stages: Sequence[PlanStage], *, settings_digest: str, plan_hash: str
+    folder: pathlib.Path, stages: Sequence[PlanStage], *, tokens_digest: str, plan_hash: str
 ) -> RowTable:
     """Map the rows of a plan.
 
@@ -232,16 +242,16 @@ def read(
             f"{path}: cannot be read ({error}); remove the folder and plan again"
         ) from error
     rows = RowTable(tuple(stages), *arrays)
-    if _digest(rows, settings_digest) != plan_hash:
+    if _digest(rows, tokens_digest) != plan_hash:
         raise ValueError(
             f"{path}: not the rows whose hash is in the manifest; remove the folder and plan again"
         )
     return rows
 
 
-def _digest(rows: RowTable, settings_digest: str) -> str:
+def _digest(rows: RowTable, tokens_digest: str) -> str:
     layout = json.dumps([dataclasses.asdict(stage) for stage in rows.stages])
-    digest = hashlib.sha256((settings_digest + layout).encode())
+    digest = hashlib.sha256((tokens_digest + layout).encode())
     for name in ("offsets", *_COLUMNS):
         digest.update(np.ascontiguousarray(getattr(rows, name), "<i4"))
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipeline import chat, cli, curate, executor, manifest, plan, tokenize
+from data_pipeline import chat, cli, curate, executor, manifest, plan, stages_file, tokenize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,8 @@ def _prepare(
     overwrite: bool,
 ) -> PreparedPaths:
     tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
+    if options.planning.stages:
+        stages_file.read(pathlib.Path(options.planning.stages))
     # Here only to fail, if it must, before the corpus is read and anything is replaced.
     chat.ChatTokenizer(tokenizer, think=options.tokenization.think)
     curated = curate.curate(
@@ -145,13 +147,15 @@ def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
 
 
 def _heldout_planning(options: PrepareOptions) -> plan.PlanOptions:
-    """Every held-out token once, in the corpus's order; whoever reads it makes its batches."""
+    """Every held-out token once; whoever reads it makes its batches."""
     return dataclasses.replace(
         options.planning,
         global_batch_size=1,
         epochs=1,
-        curriculum="in_order",
+        curriculum="mixed",
         first_sources=(),
+        replay=0.0,
+        max_segments=0,
         stages="",
         max_tokens=0,
         overlong="split",

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 ROLES = ("system", "user", "assistant", "tool")
 _KEYS = ("role", "content")  # of a turn
+NULL_REPLY = "null"  # stands where an episode was asked and no answer was kept
 _NUM_SHOWN = 3  # faults told of one row
 
 # The columns of nvidia/Nemotron-Terminal-Corpus, and behind `source` our own.
@@ -32,6 +33,7 @@ METADATA_TYPES: dict[str, type] = {
 # Columns of lists: what curate did to the row, and the assistant turns that are no targets.
 _LIST_TYPES: dict[str, type] = {"edits": str, "untrained_turns": int}
 
+_INT_END = 1 << 31
 _ARROW_TYPES = {str: pa.string(), bool: pa.bool_(), float: pa.float64(), int: pa.int32()}
 CORPUS_SCHEMA = pa.schema(
     [
@@ -124,14 +126,22 @@ def conversation_from_row(row: Any, *, location: str) -> Conversation:
 
 def _messages_from(row: Mapping[str, Any]) -> tuple[list[Message], list[str]]:
     if "conversations" not in row:
-        return [], [f"no column `conversations`; it has {sorted(row)}"]
+        return [], [f"no column `conversations`; it has {reprlib.repr(sorted(row))}"]
     turns = row["conversations"]
     if not isinstance(turns, list) or not turns:
         return [], ["`conversations` must be a non-empty list of {role, content}"]
+    turns = [*turns[:-1], _with_null_reply(turns[-1])]
     faults = [f"turn {i} {fault}" for i, turn in enumerate(turns) for fault in _turn_faults(turn)]
     if faults:
         return [], faults
     return [Message(turn["role"], turn["content"]) for turn in turns], []
+
+
+def _with_null_reply(turn: Any) -> Any:
+    """A last reply that was kept as a null, not as the text `null`, is one like the other."""
+    is_reply = isinstance(turn, Mapping) and turn.get("role") == "assistant"
+    is_null = is_reply and turn.get("content", "") is None
+    return {**turn, "content": NULL_REPLY} if is_null else turn
 
 
 def _turn_faults(turn: Any) -> list[str]:
@@ -157,7 +167,7 @@ def _unknown_key(key: str) -> str:
         if key == "reasoning_content"
         else "write what it says into content, or remove it"
     )
-    return f"has `{key}`, which is not part of the schema; {way_out}"
+    return f"has `{reprlib.repr(key)[1:-1]}`, which is not part of the schema; {way_out}"
 
 
 def _is_unicode(text: str) -> bool:
@@ -176,6 +186,8 @@ def _metadata_from(name: str, value: Any, faults: list[str]) -> Any:
         if _is_finite(value):
             return float(value)
         faults.append(f"`{name}` is {reprlib.repr(value)}; give a finite number, or leave it out")
+    elif kind is int and type(value) is int and not -_INT_END <= value < _INT_END:
+        faults.append(f"`{name}` is {reprlib.repr(value)}, which no int32 can be")
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     elif kind is str and isinstance(value, (int, float)):  # e.g. episode: 3
@@ -187,9 +199,12 @@ def _metadata_from(name: str, value: Any, faults: list[str]) -> Any:
 
 def _list_from(name: str, value: Any, faults: list[str]) -> list[Any] | None:
     kind = _LIST_TYPES[name]
-    if isinstance(value, list) and all(type(each) is kind for each in value):
+    if not isinstance(value, list) or not all(type(each) is kind for each in value):
+        faults.append(f"`{name}` is {reprlib.repr(value)}, not a list of {kind.__name__}")
+    elif kind is str and not all(map(_is_unicode, value)):
+        faults.append(f"`{name}` holds half of a surrogate pair, which no text file can")
+    else:
         return value
-    faults.append(f"`{name}` is {reprlib.repr(value)}, not a list of {kind.__name__}")
     return None
 
 
@@ -211,7 +226,7 @@ def _is_finite(number: float) -> bool:
 def _extra_from(text: str, faults: list[str]) -> Mapping[str, Any]:
     try:
         extra = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, dict):
         faults.append("`extra` is not a JSON object")

@@ -19,6 +19,8 @@ FILE = "report.html"
 
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 _MAX_SETTING = 400  # characters
+_MAX_NAMED = 8  # sources in a warning
+_MANY_EPOCHS = 4  # of one source in one stage
 
 # What each picture shows, in the order of the page.
 _PICTURES = {
@@ -136,6 +138,19 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
                 share = _percent(num / total, digits=3)
                 name = kind.replace("_", " ").capitalize()
                 found.append(f"{name} lost: {num:,} ({share}), {why}.")
+    if (left := report["never_drawn"])["examples"]:
+        named = ", ".join(map(visible.line, left["sources"][:_MAX_NAMED]))
+        found.append(
+            f"Never drawn by any stage: {left['examples']:,} examples, {left['tokens']:,} tokens"
+            + (f"; of these sources nothing is trained: {named}." if named else ".")
+        )
+    for stage in report["stages"]:
+        for source, drawn in stage["sources"].items():
+            if drawn["epochs"] > _MANY_EPOCHS:
+                found.append(
+                    f"Stage {visible.line(stage['name'])} trains the source {visible.line(source)} "
+                    f"{drawn['epochs']:,.1f} times over."
+                )
     if cut := report["overlong"].get("turns_cut", 0):
         found.append(
             f"Cuts inside a turn that is longer than a row: {cut:,}; a longer --row_length would "
@@ -162,7 +177,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens a row", f"{report['row_length']:,}"),
         ("rows a step", f"{report['global_batch_size']:,}"),
         ("examples", f"{report['examples']:,}"),
-        ("of all tokens trained", _percent(kept)),
+        ("of the drawn tokens trained", _percent(kept)),
         ("of the rows filled", _percent(report["fill"])),
     ]
 

@@ -178,7 +178,7 @@ def register(
     return seqio.MixtureRegistry.add(name, tasks)
 
 
-def _features(tokenizer_dir: pathlib.Path) -> dict[str, seqio.Feature]:
+def _features(tokenizer_dir: pathlib.Path) -> dict[str, Any]:
     vocabularies = (ChatVocabulary(tokenizer_dir), seqio.PassThroughVocabulary(size=2))
     return {
         name: seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)

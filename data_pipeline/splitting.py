@@ -41,6 +41,9 @@ class Splitter:
     row_length: int
     carry_prompt: bool = True
 
+    def __post_init__(self):
+        assert self.row_length > 1, "a row of one token trains nothing"
+
     def split(
         self, turn_starts: Sequence[int], reply_starts: Sequence[int], num_tokens: int
     ) -> list[Part]:

@@ -39,6 +39,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float), "replay": (int, float), "row_length": (int,),
     "global_batch_size": (int,),
 }  # fmt: skip
+_MOST = 10**15  # of any number
 _SHARERS = ("weights", "mixture", "temperature")
 
 
@@ -53,10 +54,14 @@ def read(path: pathlib.Path) -> list[stage_specs.StageSpec]:
     except (OSError, ValueError) as error:
         raise ValueError(f"--stages={path}: cannot be read ({error})") from error
     stages = document.get("stage")
-    if set(document) != {"stage"} or not isinstance(stages, list) or not stages:
+    is_list = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
+    if set(document) != {"stage"} or not is_list or not stages:
         raise ValueError(
-            f"--stages={path}: must hold tables [[stage]] and nothing else, not {sorted(document)}"
+            f"--stages={path}: must hold tables [[stage]], in double brackets, and nothing else; "
+            f"it has {sorted(document)}"
         )
+    if "replay" in stages[0]:
+        raise ValueError(f"--stages={path}: stage 0: replay has no earlier stage to draw from")
     specs = [_spec(path, number, values) for number, values in enumerate(stages)]
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
@@ -77,6 +82,8 @@ def _spec(path: pathlib.Path, number: int, values: Any) -> stage_specs.StageSpec
     _check_numbers(where, values)
     if sum(name in values for name in _SHARERS) > 1:
         raise ValueError(f"{where}: give one of {', '.join(_SHARERS)}")
+    if "by" in values and values.get("order") != "easy_to_hard":
+        raise ValueError(f"{where}: by={values['by']!r} is of order = 'easy_to_hard'")
     if "tokens" in values and "epochs" in values:
         raise ValueError(f"{where}: give tokens or epochs, not both")
     if isinstance(values.get("epochs"), dict) and any(name in values for name in _SHARERS):
@@ -100,17 +107,25 @@ def _check_choices(where: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(where: str, values: Mapping[str, Any]) -> None:
-    for key in ("tokens", "temperature", "row_length", "global_batch_size", "epochs"):
+    for key, value in values.items():
+        if isinstance(value, (int, float)) and not abs(value) <= _MOST:
+            raise ValueError(f"{where}: {key}={value!r} must be at most {_MOST}")
+    for key in ("tokens", "global_batch_size", "epochs"):
         value = values.get(key, 1)
         if not isinstance(value, dict) and not value > 0:
             raise ValueError(f"{where}: {key}={value!r} must be positive")
+    for key, least in (("row_length", 2), ("temperature", 1)):
+        if key in values and not values[key] >= least:
+            raise ValueError(f"{where}: {key}={values[key]!r} must be at least {least}")
     for key in ("weights", "epochs"):
         table = values.get(key)
         if not isinstance(table, dict):
             continue
         for source, value in table.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-                raise ValueError(f"{where}: {key}.{source}={value!r} must be a number, not below 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{where}: {key}.{source}={value!r} must be a number")
+            if not 0 <= value <= _MOST:
+                raise ValueError(f"{where}: {key}.{source}={value!r} must be in [0, {_MOST}]")
         if not any(table.values()):
             raise ValueError(f"{where}: {key} are all 0, so nothing would be drawn")
     if not values.get("replay", 0.0) >= 0:

@@ -30,7 +30,7 @@ _SHALLOW_OBJECT = re.compile(r"\{(?:[^{}]++|\{[^{}]*+\})*+\}")
 _KEYSTROKES_END = "</keystrokes>"
 _KEYSTROKES = re.compile(rf"<keystrokes([^<>]*)>(.*?){_KEYSTROKES_END}", re.DOTALL)
 _ATTRIBUTE = re.compile(r"""(?<!\w)(\w++)\s*+=\s*("[^"]*"|'[^']*'|[^"'\s>]+)""")
-_TAG = re.compile(r"<(/?)([A-Za-z]\w*)[^<>]*?(/?)>")
+_TAG = re.compile(r"<(/?)([A-Za-z]\w*+)[^<>]*?(/?)>")  # possessive: linear time, too
 _COMPLETE = re.compile(r"<task_complete>\s*true\s*</task_complete>", re.IGNORECASE)
 _SECTIONS = (*_FIELDS, "task_complete")
 _ENTITIES = ("&lt;", "&gt;", "&amp;", "&quot;", "&apos;")

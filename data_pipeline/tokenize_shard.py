@@ -37,6 +37,7 @@ INDEX_SCHEMA = pa.schema(
         ("num_loss_tokens", pa.int32()),
         ("num_turns", pa.int32()),
         ("turn_starts", pa.list_(pa.int32())),  # what plan needs in order to split
+        ("reply_starts", pa.list_(pa.int32())),
         ("loss_starts", pa.list_(pa.int32())),
         ("loss_ends", pa.list_(pa.int32())),
     ]
@@ -167,6 +168,7 @@ def _index_row(
         "num_loss_tokens": int(example.loss_mask.sum()),
         "num_turns": len(example.turn_starts),
         "turn_starts": example.turn_starts,
+        "reply_starts": example.turn_starts[example.turn_is_assistant == 1],
         "loss_starts": starts,
         "loss_ends": ends,
     }

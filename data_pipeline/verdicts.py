@@ -5,6 +5,7 @@ A row is a few numbers here, not text, so that a corpus of any size is judged as
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -92,3 +93,27 @@ def _prefixes(values: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndar
     values, owners = values[inner], owners[inner]
     order = np.argsort(values, kind="stable")
     return values[order], owners[order]
+
+
+def group_tasks(tasks: Sequence[str | None], instructions: Sequence[int | None]) -> list[str]:
+    """The task of each row, under one name where tasks of different names have one instruction.
+
+    Held out apart, such tasks would put one prompt on both sides. The name is the first of theirs
+    in the order of the alphabet, so it does not depend on the order of the rows.
+    """
+    above: dict[str | int, str | int] = {}
+
+    def top(one: str | int) -> str | int:
+        while (up := above.setdefault(one, one)) != one:
+            above[one] = above[up]  # half the way, so that the next search is short
+            one = up
+        return one
+
+    rows = list(zip((task or "" for task in tasks), instructions, strict=True))
+    for task, instruction in rows:
+        if instruction is not None:
+            above[top(instruction)] = top(task)
+    names: dict[str | int, str] = {}
+    for task in sorted({task for task, _ in rows}):
+        names.setdefault(top(task), task)
+    return [names[top(task)] for task, _ in rows]

@@ -123,7 +123,9 @@ class DataConfig:
     difficulty_by: Literal["length", "turns", "difficulty"] = "length"  # of easy_to_hard
     stages: str = ""  # of staged: a TOML file, see data_pipeline/stages_file.py
     max_tokens: int = 0  # a pass trains a part of each source, so many tokens in all; 0: all
+    window_rows: int = 4096  # rows packed together; an example moves no further
     max_segments: int = 0  # examples a row may hold; 0: no limit
+    carry_prompt: bool = True  # in front of each part of a split example, untrained
     num_shards: int = 32  # data shards between which attention work is evened
     trajectory_filter: Literal["none", "complete", "success"] = "none"
     parse_failures: Literal["keep", "mask", "splice", "drop"] = "keep"  # replies not parsed
@@ -134,7 +136,7 @@ class DataConfig:
 
     def __post_init__(self):
         _check_choices(self, "config.data")
-        for name in ("row_length", "global_batch_size", "epochs", "num_shards"):
+        for name in ("row_length", "global_batch_size", "epochs", "window_rows", "num_shards"):
             value = getattr(self, name)
             _require(value > 0, f"config.data.{name}={value} must be positive")
         for name in ("replay", "max_tokens", "max_segments"):

@@ -35,7 +35,7 @@ class HeldoutLoss:
             for batch, groups in self._batches():
                 sums += np.asarray(jax.device_get(self._step(params, batch, groups)))
         means = {
-            source: float(loss_sum / count)
+            source if source != ALL else f"source {ALL}": float(loss_sum / count)
             for source, loss_sum, count in zip(self._sources, *sums, strict=True)
             if count
         }

@@ -8,6 +8,7 @@ It is kept when it is there already.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from data_pipeline import curate, loader, manifest, plan, prepare, tokenize
 from jaxterm import config, distributed, start
@@ -23,9 +24,20 @@ class Inputs:
     heldout_corpus: pathlib.Path | None
 
     @property
-    def fill(self) -> float:
-        """Share of the train plan's positions that hold tokens."""
-        return manifest.read_json(self.train.folder / plan.REPORT_FILE)["fill"]
+    def report(self) -> dict[str, Any]:
+        """The train plan's figures."""
+        return manifest.read_json(self.train.folder / plan.REPORT_FILE)
+
+    def unevenness(self, num_shards: int) -> str:
+        """What to tell of a mesh with more data shards than the plan evens out; or nothing."""
+        planned = min(stage["num_shards"] for stage in self.report["stages"])
+        if planned % num_shards == 0:
+            return ""
+        return (
+            f"the plan evens the attention work out over {planned} data shards, and the mesh has "
+            f"{num_shards}: steps wait for the busiest; set config.data.num_shards={num_shards}, "
+            "and more than one row a shard"
+        )
 
 
 def make_ready(
@@ -86,7 +98,9 @@ def _prepared_dir(
             difficulty_by=data.difficulty_by,
             stages=data.stages,
             max_tokens=data.max_tokens,
+            window_rows=data.window_rows,
             max_segments=data.max_segments,
+            carry_prompt=data.carry_prompt,
             num_shards=data.num_shards,
             overlong=data.overlong,
             seed=run.seed,
@@ -130,4 +144,10 @@ def _check_stages(
                 f"{stage.global_batch_size} and row_length={stage.row_length}, which must be "
                 f"multiples of {rows} (config.optimizer.num_micro_batches * data * fsdp of the "
                 f"mesh) and of context={mesh_sizes['context']}"
+            )
+        if stage.row_length > run.model.max_positions:
+            raise ValueError(
+                f"{train.folder}: stage {stage.name!r} has row_length={stage.row_length}, more "
+                f"than config.model.max_positions={run.model.max_positions}; raise that, with "
+                "config.model.rope_scaling or without"
             )

@@ -81,14 +81,23 @@ def _results(values: dict[str, Any]) -> str:
     return head + "\n".join(lines) + "\n\n"
 
 
+def _stage(stage: dict[str, Any]) -> tuple[str, str]:
+    times = sorted({round(source["epochs"], 2) for source in stage["sources"].values()})
+    drawn = f"{times[0]:g}" if len(times) == 1 else f"{times[0]:g} to {times[-1]:g}"
+    told = (
+        f"{stage['steps']:,} steps of {stage['global_batch_size']} rows of "
+        f"{stage['row_length']:,} tokens; each source {drawn} times"
+    )
+    return f"stage {stage['name']}", told
+
+
 def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
     data, optimizer = values["config"]["data"], values["config"]["optimizer"]
     return [
         ("corpus", ", ".join(pathlib.Path(c).name for c in data["corpus"]) or data["prepared_dir"]),
-        ("steps", f"{values['steps']:,} of {data['global_batch_size']} rows"),
-        ("row length", f"{data['row_length']:,} tokens, {values['fill']:.1%} filled"),
-        ("epochs", f"{data['epochs']:g}"),
-        ("curriculum", data["curriculum"]),
+        ("steps", f"{values['steps']:,}, rows filled {values['fill']:.1%}"),
+        ("curriculum", values["curriculum"]),
+        *(_stage(stage) for stage in values["stages"]),
         ("thinking in earlier turns", data["think"]),
         ("optimizer", f"AdamW ({optimizer['beta1']}, {optimizer['beta2']}), "
                       f"weight decay {optimizer['weight_decay']}"),

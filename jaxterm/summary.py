@@ -16,6 +16,7 @@ from jaxterm import heldout, inputs, metrics
 
 FILE_NAME = "summary.json"
 CURVE_NAME = "loss.png"
+_OF_STAGES = ("name", "steps", "global_batch_size", "row_length", "sources")
 _PACKAGES = ("jaxterm", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
@@ -41,6 +42,7 @@ def write(
     evaluations = metrics.read_records(workdir, "heldout")
     # The first step of a process compiles; the median leaves it out of account.
     rates = [record["tokens_per_s"] for record in steps]
+    report = ready.report
     values = {
         "heldout_loss": evaluations[-1][heldout.ALL] if evaluations else None,
         "heldout_loss_before": evaluations[0][heldout.ALL] if evaluations else None,
@@ -50,7 +52,9 @@ def write(
         "steps": steps[-1]["step"],
         "tokens_per_s": statistics.median(rates),
         "seconds": sum(record["seconds"] for record in steps),
-        "fill": ready.fill,
+        "fill": report["fill"],
+        "curriculum": report["options"]["curriculum"],
+        "stages": [{name: stage[name] for name in _OF_STAGES} for stage in report["stages"]],
         "hf_dir": str(hf_dir) if hf_dir else None,
         "plan_hash": ready.train.plan_hash,
         "config": settings,

@@ -97,7 +97,10 @@ def _train(
         done = checkpoint.Progress(step=step, plan_hash=ready.train.plan_hash, seed=run.seed)
         checkpoints.save(state.params, state.optimizer, done, run)
 
+    note = ready.unevenness(mesh.shape["data"] * mesh.shape["fsdp"])
     with reports, distributed.StopSignal() as stop, jax.set_mesh(mesh):
+        if note:
+            reports.say(note)
         if evaluate and first_step == 0:
             reports.heldout(0, evaluate(state.params))
         for step in range(first_step + 1, num_steps + 1):

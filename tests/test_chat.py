@@ -270,6 +270,18 @@ def test_masks_by_bytes_are_masks_by_offsets(keep, monkeypatch, seed):
         np.testing.assert_array_equal(example.loss_mask, expected.loss_mask)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_a_long_text_taken_by_turns_has_the_same_tokens(keep, monkeypatch, seed):
+    rng = np.random.default_rng(seed)
+    made = [make_(rng) for make_ in (hard_conversation, conversation) for _ in range(5)]
+    texts = [keep.render(one) for one in made]
+    whole = keep.encode(made, texts)
+    monkeypatch.setattr(chat, "_LONG_CHARS", int(rng.integers(1, 200)))
+    for one, two in zip(keep.encode(made, texts), whole, strict=True):
+        np.testing.assert_array_equal(one.tokens, two.tokens)
+        np.testing.assert_array_equal(one.loss_mask, two.loss_mask)
+
+
 def test_a_tokenizer_whose_tokens_are_not_plain_bytes_has_offsets(tokenizer_dir, tmp_path):
     def prefix_a_space(value):
         for part in value["pre_tokenizer"]["pretokenizers"]:

@@ -259,6 +259,36 @@ def test_no_task_is_on_both_sides_and_every_source_is_on_each(tmp_path, fraction
     assert [{row["source"] for row in side} for side in sides] == [{"a", "b", "c"}] * 2
 
 
+def test_one_instruction_is_on_one_side_whatever_its_tasks_are_called(tmp_path):
+    """Nor do the screens count, which differ in the names of containers."""
+    prompt = "Rules.\n\nTask Description:\n{}\n\nCurrent terminal state:\nroot@{}:/app#"
+    rows = [
+        dialogue(prompt.format(f"Do {i // 3}.", f"host{i}"), f"reply {i}",
+                 task=f"trial-{i}" if i % 3 else None)
+        for i in range(60)
+    ]  # fmt: skip
+    curated = run(tmp_path, rows, heldout_fraction=0.3)
+    sides = [
+        {t[0]["content"].split("\n")[3] for t in turns(side)}
+        for side in (curated.train, curated.heldout)
+    ]
+    assert [len(side) for side in sides] == [14, 6] and not sides[0] & sides[1]
+
+
+def test_groups_of_tasks_are_connected_components():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tasks = [f"t{n}" for n in rng.integers(30, size=40)]
+        instructions = [int(n) if n else None for n in rng.integers(30, size=40)]
+        near = np.array([[a == b for a in tasks] for b in tasks])
+        near |= np.array([[a == b is not None for a in instructions] for b in instructions])
+        reached = np.linalg.matrix_power(near.astype(float), 40) > 0
+        expected = [
+            min(t for t, is_near in zip(tasks, row, strict=True) if is_near) for row in reached
+        ]
+        assert verdicts.group_tasks(tasks, instructions) == expected
+
+
 def test_the_split_does_not_depend_on_the_order_of_rows():
     rows = [(f"t{i}", f"s{i % 3}", f"d{i % 2}") for i in range(40)]
     chosen = heldout.choose_tasks(rows, fraction=0.2, seed=1)

@@ -104,6 +104,23 @@ def test_a_damaged_file_costs_what_cannot_be_read(tmp_path, rows, name, damage, 
                              for row in corpus.read_rows(file) if row.conversation)  # fmt: skip
 
 
+def test_a_value_that_is_none_of_python_costs_its_row_alone(tmp_path, rows):
+    read = [records.conversation_from_row(row, location="x").to_row() for row in rows]
+    table = pa.Table.from_pylist(read, records.CORPUS_SCHEMA)
+    texts = pa.array([b"\xff" if i == 20 else b"t%d" % i for i in range(60)], pa.binary())
+    not_utf8 = pa.Array.from_buffers(pa.string(), 60, texts.buffers())
+    times = pa.array([1 << 60 if i == 40 else 0 for i in range(60)], pa.timestamp("ms"))
+    table = table.set_column(table.column_names.index("trial_name"), "trial_name", not_utf8)
+    pq.write_table(table.append_column("when", times), tmp_path / "b.parquet")
+    curated = run([tmp_path / "b.parquet"], tmp_path / "out", shard_rows=25)
+    whole = [row["conversations"] for i, row in enumerate(rows) if i not in (20, 40)]
+    assert [row["conversations"] for row in rows_in(curated.train)] == whole
+    removed = [(row["reason"], row["location"].split()[-1]) for row in rows_in(curated.removed)]
+    assert removed == [(row_filters.UNREADABLE, "20"), (row_filters.UNREADABLE, "40")]
+    with pytest.raises(ValueError, match=r"b\.parquet row 20: cannot be read .*row 40: cannot"):
+        run([tmp_path / "b.parquet"], tmp_path / "strict", strict=True)
+
+
 HOSTILE = [
     "{", "null", "[1]", '"text"', "{}", '{"conversations": null}', "\x00", "[" * 100_000,
     {"conversations": [{"role": "human", "content": "q"}]},
@@ -111,7 +128,9 @@ HOSTILE = [
     dialogue("\ud800", "r"),
     dialogue("q", "r" * 2_000_000), dialogue("q", ""), dialogue(" \n", "r"), dialogue("q"),
     dialogue("q", "<|endoftext|>"), dialogue("<|im_start|>system", "r"),
-    dialogue("q", "r", reward="high"), dialogue("q", "r", untrained_turns=[0]),
+    dialogue("q", "r", reward="high"), dialogue("q", num_commands=1 << 40),
+    dialogue("q", "r", edits=["\ud800"]), {"conversations": [{"role": "user", "\ud800": 1}]},
+    dialogue("q", "r", untrained_turns=[0]),
 ]  # fmt: skip
 
 

@@ -137,6 +137,23 @@ def test_replay_adds_a_share_of_what_came_before(epochs):
     assert 0.6 < of_half[0] / of_half[1] < 1.7
 
 
+def test_replay_takes_only_what_was_trained():
+    given = examples()
+    first = stage_specs.StageSpec(name="first", epochs={"a": 0.2, "b": 0, "c": 1})
+    second = stage_specs.StageSpec(name="second", sources=("a",), replay=5.0)
+    one, two = curriculum.make_stages([first, second], given, seed=1)
+    trained = set(one.passes[0].tolist())
+    replayed = [e for e in two.passes[0].tolist() if given.sources[e] != "a"]
+    assert replayed and set(replayed) <= trained
+
+
+def test_an_absurd_repetition_is_named():
+    given = examples()
+    spec = stage_specs.StageSpec(name="s", tokens=10**12, weights={"a": 1, "b": 1, "c": 1})
+    with pytest.raises(ValueError, match=r"'s' would pass [\d,]+ times over the source 'a'"):
+        only_pass(spec, given)
+
+
 def test_two_stages_part_the_sources():
     given = examples()
     specs = stage_specs.presets("two_stage", epochs=1, first_sources=("c",), sources=NAMES)
@@ -160,6 +177,7 @@ def test_a_subsample_is_a_seeded_share_of_each_source():
     order = only_pass(stage_specs.StageSpec(name="s"), part)
     assert sorted(order) == part.chosen.tolist()
     assert curriculum.subsample(given, 10**9, seed=3) is given
+    assert set(given.sources[curriculum.subsample(given, 1, seed=3).chosen]) == set(NAMES)
 
 
 def test_unknown_sources_are_named():

@@ -1,6 +1,8 @@
 import json
 import pathlib
 import sys
+import unicodedata
+from functools import partial
 
 import pytest
 from conversations import dialogue, write_jsonl
@@ -36,6 +38,22 @@ def test_the_run_and_its_task_are_told():
     assert find("ﬁle " * 14, tasks=[("ligature", "file " * 20)])  # one form of Unicode
 
 
+def test_case_form_and_what_is_not_seen_make_no_difference():
+    """The law, for every letter that has a case or another form."""
+    changes = [str.upper, str.lower, str.title, str.casefold]
+    changes += [partial(unicodedata.normalize, form) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+    letters = [c for c in map(chr, range(0x2D30)) if c.isalpha()]
+    cased = [c for c in letters if any(change(c) != c for change in changes)]
+    assert len(cased) > 2000
+    for letter in cased:
+        text = f"x{letter}y {letter}"
+        words = decontamination.split_words(text, "words")
+        for change in changes:
+            assert decontamination.split_words(change(text), "words") == words, (letter, change)
+    for hidden in "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0f\u202e\U000e0041":
+        assert find(hidden.join(WORDS)), hex(ord(hidden))
+
+
 def test_exact_words_are_compared_as_they_stand():
     assert find(WORDS, normalisation="exact")
     assert find(WORDS.replace(" ", " \n "), normalisation="exact")
@@ -46,6 +64,7 @@ def test_short_instructions_are_compared_whole():
     tasks = [("hello", "Print hello, world!")]
     assert find("print HELLO world", tasks=tasks) == "the whole of hello: print hello world"
     assert find("now print hello world", tasks=tasks) == ""
+    assert find("…", tasks=[("no word", "!!! ???")]) == ""
 
 
 def test_the_instruction_is_the_task_in_the_prompt():

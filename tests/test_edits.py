@@ -59,8 +59,10 @@ def test_numbers_of_untrained_turns_follow_the_splice():
 
 
 @pytest.mark.parametrize(
-    "null", ["null", " null\n", "<think>\nSo.\n</think>\n\nnull", "</think>null"]
-)
+    "null",
+    ["null", " null\n", "<think>\nSo.\n</think>\n\nnull", "</think>null", "```json\nnull\n```",
+     "</think>\n``` null ```\n"],
+)  # fmt: skip
 def test_null_tails_are_cut_with_what_they_answer(null):
     made, done = edit("q", "r", "s", null, tails="cut")
     assert contents(made) == ["q", "r"] and done == ["cut turns 2, 3"]
@@ -69,7 +71,17 @@ def test_null_tails_are_cut_with_what_they_answer(null):
     assert contents(edit("q", null, tails="cut")[0]) == []
 
 
-@pytest.mark.parametrize("reply", ['{"a": null}', "null null", '"null"', "<think>null</think>\nok"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"a": null}',
+        "null null",
+        "```null",
+        "```py\nnull\n```",
+        '"null"',
+        "<think>null</think>\nok",
+    ],
+)
 def test_other_replies_are_no_null_tail(reply):
     assert edit("q", reply, "s", reply, tails="cut")[1] == []
     assert edit("q", "null", "s", "r", tails="cut")[1] == []
@@ -79,3 +91,10 @@ def test_both_edits_at_once():
     made, done = edit("q", "bad", ERROR, "r", "s", "null", failures="mask", tails="cut")
     assert contents(made) == ["q", "bad", ERROR, "r"] and made.get("untrained_turns") == [1]
     assert done == ["masked turns 1", "cut turns 4, 5"]
+
+
+def test_a_reply_that_is_a_null_and_no_text_is_a_null_tail():
+    assert contents(edit("q", "r", "s", None, tails="cut")[0]) == ["q", "r"]
+    for turns in (("q", None, "s", "r"), (None,), ("q", "r", None)):
+        with pytest.raises(ValueError, match="content of type NoneType"):
+            edit(*turns)

@@ -215,6 +215,62 @@ def test_the_report_tells_the_imbalance(make):
     assert worst < report["imbalance_random_max"]
 
 
+def stages_file(tmp_path, text):
+    (tmp_path / "stages.toml").write_text(text)
+    return {"curriculum": "staged", "stages": str(tmp_path / "stages.toml")}
+
+
+def test_what_no_stage_draws_is_told(make, tokens_dir, tmp_path):
+    _, report = make(epochs=2)
+    assert report["never_drawn"] == {"examples": 0, "tokens": 0, "loss_tokens": 0, "sources": []}
+    _, report = make("b", **stages_file(tmp_path, "[[stage]]\nsources = ['b']\nepochs = 3\n"))
+    left = [row for row in index_of(tokens_dir).to_pylist() if row["source"] != "b"]
+    assert report["never_drawn"] == {
+        "examples": len(left),
+        "tokens": sum(row["num_tokens"] for row in left),
+        "loss_tokens": sum(row["num_loss_tokens"] for row in left),
+        "sources": ["a"],
+    }
+    [stage] = report["stages"]
+    assert stage["sources"]["b"]["epochs"] == 3
+    assert sum(s["tokens"] for s in stage["sources"].values()) == report["tokens_total"]
+
+
+@pytest.mark.parametrize("curriculum", ["in_order", "short_to_long", "easy_to_hard"])
+def test_an_order_is_seen_in_the_steps_of_a_small_corpus(make, tokens_dir, curriculum):
+    """A window that held the whole corpus would pack the order away."""
+    opened, _ = make(
+        curriculum=curriculum, epochs=1, window_rows=4096, row_length=1024, difficulty_by="turns"
+    )
+    index = index_of(tokens_dir)
+    keys = {
+        "in_order": np.arange(NUM),
+        "short_to_long": index["num_tokens"].to_numpy(),
+        "easy_to_hard": index["num_turns"].to_numpy(),
+    }[curriculum]
+    table = opened.rows
+    steps = np.repeat(np.arange(opened.num_rows) // 4, np.diff(table.offsets))
+    ranks = [np.argsort(np.argsort(x, kind="stable")) for x in (keys[table.example], steps)]
+    assert np.corrcoef(ranks)[0, 1] > 0.9
+
+
+def test_the_hash_follows_the_batches_alone(make, tmp_path):
+    one, _ = make("one", epochs=1)
+    same = [
+        make("pictures", epochs=1, pictures=True)[0],
+        make("by", epochs=1.0, difficulty_by="turns")[0],
+        make("file", **stages_file(tmp_path, "[[stage]]\nname = 'mixed'\nrow_length = 256\n"))[0],
+    ]
+    assert {opened.plan_hash for opened in same} == {one.plan_hash}
+
+
+def test_names_of_stages_are_shown_as_they_are(make, tmp_path, capfd):
+    name = r"a[bold]b[/red]\u001b]0;c"
+    make("n", **stages_file(tmp_path, f'[[stage]]\nname = "{name}"\n'))
+    shown = capfd.readouterr().err
+    assert "a[bold]b" in shown and "\x1b]0" not in shown
+
+
 def test_equal_volume(make, tokens_dir):
     whole = sum(index_of(tokens_dir)["num_tokens"].to_pylist())
     longest = max(index_of(tokens_dir)["num_tokens"].to_pylist())
@@ -266,10 +322,10 @@ def test_what_a_plan_leaves(make):
 def test_bad_inputs_are_named(make, tmp_path):
     with pytest.raises(ValueError, match=r"nothing.*is not there \(no manifest.json\); run it"):
         plan.make_plan(tmp_path / "nothing", output_dir=tmp_path / "p", options=plan.PlanOptions())
-    with pytest.raises(ValueError, match="the plan has no step"):
+    with pytest.raises(ValueError, match=r"stage .* has no step"):
         make("none", remainder="drop", global_batch_size=4096)
     assert not (tmp_path / "none").exists()
-    with pytest.raises(ValueError, match="the plan has no step"):
+    with pytest.raises(ValueError, match=r"stage .* has no step"):
         make("none", overlong="drop", row_length=3)
     for setting in ("epochs", "global_batch_size", "window_rows"):
         with pytest.raises(ValueError, match=f"--{setting}=0 must be positive"):

@@ -42,6 +42,9 @@ def rows():
         (dialogue("a", "b", untrained_turns=[0]), "`untrained_turns` names turn 0, which is no"),
         (dialogue("a", "b", untrained_turns=[-1, 2]), "names turn -1, .* names turn 2, which is"),
         (dialogue("a", "b", untrained_turns=["1"]), "`untrained_turns` is .'1'., not a list of"),
+        (dialogue("a", "b", num_errors=1 << 31), "`num_errors` is 2147483648, which no int32"),
+        (dialogue("a", "b", edits=["\ud800"]), "`edits` holds half of a surrogate pair"),
+        (dialogue("a", "b", extra="[" * 100_000), "`extra` is not a JSON object"),
         (dialogue("a", "b", edits="x"), "`edits` is 'x', not a list of str"),
         (dialogue("a", "b", reward=float("nan")), "`reward` is nan; give a finite number"),
         (dialogue("a", "b", reward=float("-inf")), "`reward` is -inf; give a finite number"),
@@ -80,6 +83,11 @@ def test_a_row_of_many_faults_stays_short():
     with pytest.raises(ValueError) as caught:
         records.conversation_from_row(dialogue("a", "b", task=["long"] * 9999), location="here")
     assert len(str(caught.value)) < 200
+    turn = {"role": "user", "content": "a", "k" * 9999: 1, "\ud800": 1}
+    for row in ({"conversations": [turn]}, {"c" * 9999: 1}):
+        with pytest.raises(ValueError) as caught:
+            records.conversation_from_row(row, location="here")
+        assert len(str(caught.value).encode()) < 300
 
 
 def test_a_null_key_of_a_turn_is_no_fault():

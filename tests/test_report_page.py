@@ -22,12 +22,14 @@ def numbers(name, **changes):
         "tokens_lost": none, "loss_tokens_lost": none, "attention_work": 123_456_789_012,
         "imbalance_max": 1.031, "imbalance_mean": 1.004, "imbalance_random_max": 1.777,
         "overlong": {"examples": 0, "turns_cut": 0, **none},
+        "sources": {"a": {"tokens": 9_876_543, "epochs": 2.0}},
     } | changes  # fmt: skip
 
 
 def report(*stages, **changes):
     top = {"plan_hash": "ab" * 32, "row_length": 2048, "global_batch_size": 8, "examples": 360}
-    return numbers("", **changes) | top | {"stages": list(stages or (numbers("mixed"),))}
+    top["never_drawn"] = {"examples": 0, "tokens": 0, "loss_tokens": 0, "sources": []}
+    return top | numbers("", **changes) | {"stages": list(stages or (numbers("mixed"),))}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,10 @@ LOST = {"split": 0, "truncated": 40, "dropped": 0, "remainder": 1, "total": 41}
         (
             {"loss_tokens_lost": LOST | {"truncated": 54_321}},
             ["Loss tokens lost: 54,321 (1.000%)", "lost: 1 ("],
+        ),
+        (
+            {"never_drawn": {"examples": 3, "tokens": 1234, "sources": ["b", "c\x1b"]}},
+            ["Never drawn by any stage: 3 examples, 1,234 tokens; of these sources nothing is tra"],
         ),
         ({"fill": 0.98999}, ["Rows are filled to 99.00% only"]),
         ({"imbalance_max": 1.0501}, ["the busiest shard has 1.05 times"]),

@@ -120,7 +120,7 @@ def test_the_variant_and_the_thinking_are_seen():
     "hostile",
     ["{" * 200_000, "{}" * 100_000 + "{", '{"a":' * 100_000, "[" * 200_000, '"' * 200_001,
      "\\" * 200_001, "{ {}" * 50_000, '{"a": ' + "9" * 5000 + "}", "<response>" * 20_000,
-     "<response><analysis>" * 3000],
+     "<response><analysis>" * 3000, "<response><" + "a" * 2_000_000],
 )  # fmt: skip
 def test_hostile_replies_take_no_time(hostile):
     began = time.monotonic()

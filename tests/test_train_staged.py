@@ -64,9 +64,10 @@ def test_resuming_before_the_border_gives_the_same_losses(staged, tmp_path):
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-6)
 
 
-def test_a_stage_that_does_not_fit_the_mesh_is_named(staged, tmp_path):
-    (tmp_path / "odd.toml").write_text("[[stage]]\nname = 'odd'\nglobal_batch_size = 3\n")
+@pytest.mark.parametrize("setting", ["global_batch_size = 3", "row_length = 65536"])
+def test_a_stage_that_does_not_fit_the_run_is_named(staged, tmp_path, setting):
+    (tmp_path / "odd.toml").write_text(f"[[stage]]\nname = 'odd'\n{setting}\n")
     options = (*staged[1], f"--config.data.stages={tmp_path / 'odd.toml'}")
     result = train(tmp_path / "run", *options, check=False)
     assert result.returncode == 1
-    assert "stage 'odd' has global_batch_size=3" in result.stderr
+    assert f"stage 'odd' has {setting.replace(' ', '')}" in result.stderr
