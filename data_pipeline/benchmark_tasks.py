@@ -5,10 +5,11 @@ anywhere below it, or a JSONL file whose rows have `instruction`, `prompt` or `p
 """
 
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import yaml
+
+from data_pipeline import storage
 
 _COLUMNS = ("instruction", "prompt", "problem_statement")
 _NAMES = ("task_id", "instance_id", "id", "name")  # columns that may name a row
@@ -20,10 +21,10 @@ def read(benchmarks: Sequence[str]) -> tuple[tuple[str, str], ...]:
     Raises:
         ValueError: naming a path that holds none, or a file that cannot be read.
     """
-    return tuple(task for name in benchmarks for task in _tasks_of(pathlib.Path(name)))
+    return tuple(task for name in benchmarks for task in _tasks_of(storage.as_path(name)))
 
 
-def _tasks_of(path: pathlib.Path) -> list[tuple[str, str]]:
+def _tasks_of(path: storage.Path) -> list[tuple[str, str]]:
     if path.is_dir():
         found = list(_from_folder(path))
     elif path.is_file() and path.suffix == ".jsonl":
@@ -40,8 +41,8 @@ def _tasks_of(path: pathlib.Path) -> list[tuple[str, str]]:
     return found
 
 
-def _from_folder(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    for file in sorted([*folder.rglob("instruction.md"), *folder.rglob("task.yaml")]):
+def _from_folder(folder: storage.Path) -> Iterator[tuple[str, str]]:
+    for file in storage.find(folder, ("instruction.md", "task.yaml")):
         name = file.parent.relative_to(folder).as_posix()
         text = _text_of(file)
         yield (
@@ -50,14 +51,14 @@ def _from_folder(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         )
 
 
-def _text_of(file: pathlib.Path) -> str:
+def _text_of(file: storage.Path) -> str:
     try:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 ({error})") from error
 
 
-def _instruction_in_yaml(text: str, file: pathlib.Path) -> str:
+def _instruction_in_yaml(text: str, file: storage.Path) -> str:
     try:
         task = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -68,7 +69,7 @@ def _instruction_in_yaml(text: str, file: pathlib.Path) -> str:
     return instruction
 
 
-def _from_jsonl(file: pathlib.Path) -> Iterator[tuple[str, str]]:
+def _from_jsonl(file: storage.Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(_text_of(file).split("\n"), 1):
         if not line.strip():
             continue

@@ -5,13 +5,14 @@ flag's name, type and default follow from it.
 """
 
 import dataclasses
-import pathlib
 import sys
 import typing
 from collections.abc import Callable
 from typing import Any, cast
 
 from absl import app, flags
+
+from data_pipeline import storage
 
 flags.disclaim_key_flags()  # `--help` of a command shows the flags that it defines through here
 
@@ -41,10 +42,10 @@ def define_tokenizer_flag() -> None:
     flags.DEFINE_string("tokenizer", "", "Hugging Face folder of the tokenizer, or embedded")
 
 
-def output_dir() -> pathlib.Path:
+def output_dir() -> storage.Path:
     """The folder named by --output."""
     require(bool(flags.FLAGS.output), "--output is not set; name the folder to write")
-    return pathlib.Path(flags.FLAGS.output)
+    return storage.as_path(flags.FLAGS.output)
 
 
 def options_from_flags(schema: type) -> Any:
@@ -75,14 +76,15 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Run a command: `main` gets the positional arguments.
 
     What a user can cause, a ValueError, or the machine, an OSError (a full disk, a file that may
-    not be read), ends as one line on stderr and exit code 1; with --debug as a traceback.
+    not be read), or a store, ends as one line on stderr and exit code 1; with --debug as a
+    traceback.
     """
     debug = flags.DEFINE_bool("debug", False, "on an error show the traceback")
 
     def guarded(argv: list[str]) -> None:
         try:
             main(argv[1:])
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, storage.StoreError) as error:
             if debug.value:
                 raise
             sys.exit(f"error: {_told(error)}")
@@ -90,7 +92,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded)
 
 
-def _told(error: ValueError | OSError) -> str:
+def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror} (--debug shows where)"

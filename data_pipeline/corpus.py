@@ -8,6 +8,7 @@ A file that is damaged is an error, or, for who reads it `tolerant`, a row with 
 damage is, between the rows that can be read.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -203,9 +204,9 @@ def _cut_parquet(path: storage.Path, room: int, max_rows: int) -> Iterator[Span]
         first, room = first + num, 0
 
 
-def _open_parquet(path: pathlib.Path) -> pq.ParquetFile:
+def _open_parquet(path: storage.Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(storage.for_arrow(path))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
     if "conversations" not in file.schema_arrow.names:
@@ -228,7 +229,7 @@ def _read_parquet(span: Span) -> Iterator[tuple[str, Any]]:
 
 
 def _read_group(
-    file: pq.ParquetFile, path: pathlib.Path, group: int, first: int, low: int, high: int
+    file: pq.ParquetFile, path: storage.Path, group: int, first: int, low: int, high: int
 ) -> Iterator[tuple[str, Any]]:
     """The rows of [low, high) of a group whose first row is `first`."""
     row = first
@@ -251,7 +252,7 @@ def _rows_at_a_time(file: pq.ParquetFile, group: int) -> int:
     return max(1, min(_READ_ROWS, _READ_BYTES * about.num_rows // max(1, about.total_byte_size)))
 
 
-def _rows_of(batch: pa.RecordBatch, path: pathlib.Path, first: int) -> Iterator[tuple[str, Any]]:
+def _rows_of(batch: pa.RecordBatch, path: storage.Path, first: int) -> Iterator[tuple[str, Any]]:
     """The rows of a batch; one that is no value of Python (bytes that are not UTF-8, a time in the
     year 40000) is lost alone."""
     try:
@@ -271,9 +272,9 @@ def _row_of(batch: pa.RecordBatch, location: str) -> Any:
 def _lines(span: Span) -> Iterator[tuple[int, int, bytes | _Damage]]:
     """Line number, first byte and text of each line from the span's first on."""
     line, number, byte = b"", span.first_line, span.first_byte
-    opener = gzip.open if span.path.name.endswith(".gz") else open
+    opener = gzip.open if span.path.name.endswith(".gz") else contextlib.nullcontext
     try:
-        with opener(span.path, "rb") as file:
+        with span.path.open("rb") as raw, opener(raw) as file:
             file.seek(byte)
             for line in file:
                 yield number, byte, line

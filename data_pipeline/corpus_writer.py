@@ -1,25 +1,24 @@
 """Corpus files out: Parquet in small row groups, put in its place when it is whole."""
 
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import records
+from data_pipeline import records, storage
 
 _WRITE_ROWS = 128  # rows of a written row group; small, so that a worker reads only its own
 _WRITE_BYTES = 64 << 20  # or when the text of a row group reaches this
 
 
 class ParquetSink:
-    """Writes rows to a temporary sibling of `path`; `close` puts the file in its place."""
+    """Writes rows to a temporary file; `close` puts it in its place."""
 
-    def __init__(self, path: pathlib.Path, schema: pa.Schema = records.CORPUS_SCHEMA):
+    def __init__(self, path: storage.Path, schema: pa.Schema = records.CORPUS_SCHEMA):
         self.path, self.num_rows = path, 0
         self._schema, self._rows, self._bytes = schema, [], 0
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = storage.temporary_of(path)
         self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
 
     def write(self, row: dict[str, Any]) -> None:
@@ -39,7 +38,7 @@ class ParquetSink:
         """Finish the file and put it in its place."""
         self._flush()
         self._writer.close()
-        self._temporary.replace(self.path)
+        storage.put(self._temporary, self.path)
 
     def abandon(self) -> None:
         """Drop what was written."""
@@ -47,7 +46,7 @@ class ParquetSink:
         self._temporary.unlink(missing_ok=True)
 
 
-def write_parquet(conversations: Iterable[records.Conversation], path: pathlib.Path) -> int:
+def write_parquet(conversations: Iterable[records.Conversation], path: storage.Path) -> int:
     """Write a corpus file, atomically; returns the number of rows."""
     sink = ParquetSink(path)
     try:

@@ -13,8 +13,6 @@ was stopped goes on where it was.
 
 import collections
 import dataclasses
-import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +33,7 @@ from data_pipeline import (
     heldout,
     manifest,
     row_filters,
+    storage,
     verdicts,
 )
 
@@ -96,15 +95,15 @@ class CurateOptions(row_filters.FilterOptions):
 class Curated:
     """The folders of corpus files that curate leaves; None where no row went there."""
 
-    train: pathlib.Path
-    heldout: pathlib.Path | None
-    removed: pathlib.Path | None
+    train: storage.Path
+    heldout: storage.Path | None
+    removed: storage.Path | None
 
 
 def curate(
     corpus_names: Sequence[str],
     *,
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: CurateOptions,
     special_tokens: Sequence[str] = chat.QWEN3_SPECIAL_TOKENS,
     workers: executor.WorkerOptions | None = None,
@@ -147,7 +146,7 @@ def curate(
 
 
 def _stage(
-    files: Sequence[pathlib.Path], output_dir: pathlib.Path, settings: row_filters.Settings
+    files: Sequence[storage.Path], output_dir: storage.Path, settings: row_filters.Settings
 ) -> manifest.Stage:
     told = manifest.options_of(settings.options) | {
         "special_tokens": list(settings.special_tokens),
@@ -158,13 +157,13 @@ def _stage(
 
 
 def _tasks(
-    files: Sequence[pathlib.Path],
+    files: Sequence[storage.Path],
     settings: row_filters.Settings,
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: CurateOptions,
 ) -> list[curate_shard.Task]:
     parts_dir = output_dir / "parts"
-    parts_dir.mkdir(exist_ok=True)
+    storage.make_folder(parts_dir)
     pieces = corpus.split_into_spans(files, max_rows=options.shard_rows, tolerant=True)
     return [
         curate_shard.Task(
@@ -183,14 +182,14 @@ def _tasks(
 class _Runner:
     """Runs tasks, showing how far they are."""
 
-    files: Sequence[pathlib.Path]
+    files: Sequence[storage.Path]
     workers: executor.WorkerOptions
     console: rich_console.Console
 
     def __call__[Task](
         self, what: str, function: Callable[[Task], int], tasks: Sequence[Task], num_done: int
     ) -> None:
-        input_bytes = sum(file.stat().st_size for file in self.files)
+        input_bytes = sum(map(storage.size, self.files))
         columns = (
             *rich_progress.Progress.get_default_columns(),
             rich_progress.TextColumn("{task.fields[rows]:,} rows"),
@@ -206,14 +205,14 @@ class _Runner:
 def _run(
     stage: manifest.Stage,
     tasks: Sequence[curate_shard.Task],
-    files: Sequence[pathlib.Path],
+    files: Sequence[storage.Path],
     options: CurateOptions,
     run: _Runner,
 ) -> dict[str, Any]:
     """Judge, decide, write; returns the report."""
     todo = [task for task in tasks if not task.judged_path.is_file()]
     run("judge", curate_shard.judge, todo, len(tasks) - len(todo))
-    parts = [pq.read_table(task.judged_path) for task in tasks]
+    parts = [pq.read_table(storage.for_arrow(task.judged_path)) for task in tasks]
     judged = pa.concat_tables(parts) if parts else curate_shard.NOTHING_JUDGED
     verdict = verdicts.decide(judged, threshold=options.near_duplicates)
     _refuse(verdict, judged, files, options)
@@ -248,7 +247,7 @@ def _run(
 
 def _finish(
     stage: manifest.Stage,
-    parts_dir: pathlib.Path,
+    parts_dir: storage.Path,
     judged: pa.Table,
     verdict: verdicts.Verdicts,
     report: dict[str, Any],
@@ -257,16 +256,14 @@ def _finish(
     statistics = judged.select(curate_shard.STATISTICS_SCHEMA.names).set_column(
         place, "reason", pa.array(verdict.reasons, pa.string())
     )
-    path = stage.output_dir / STATISTICS_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(statistics, temporary, compression="zstd")
-    temporary.replace(path)
+    with storage.write_through(stage.output_dir / STATISTICS_FILE) as temporary:
+        pq.write_table(statistics, temporary, compression="zstd")
     manifest.write_json(stage.output_dir / curation_report.FILE, report)
-    shutil.rmtree(parts_dir)  # first, so that what is whole holds no parts, whenever it is killed
+    storage.remove_tree(parts_dir)  # first: what is whole holds no parts, whenever it is killed
     manifest.complete(stage, curation_report.counts(report))
 
 
-def _outputs(output_dir: pathlib.Path) -> Curated:
+def _outputs(output_dir: storage.Path) -> Curated:
     held, removed = output_dir / HELDOUT_FOLDER, output_dir / REMOVED_FOLDER
     return Curated(
         train=output_dir / TRAIN_FOLDER,
@@ -278,7 +275,7 @@ def _outputs(output_dir: pathlib.Path) -> Curated:
 def _refuse(
     verdict: verdicts.Verdicts,
     judged: pa.Table,
-    files: Sequence[pathlib.Path],
+    files: Sequence[storage.Path],
     options: CurateOptions,
 ) -> None:
     """Raise for what the options do not allow, before anything is written."""

@@ -6,7 +6,6 @@ row goes that lie in other rows are found between the two, by `verdicts`.
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from data_pipeline import (
     near_duplicates,
     records,
     row_filters,
+    storage,
     trajectory,
     verdicts,
 )
@@ -74,16 +74,16 @@ class Task:
     spans: tuple[corpus.Span, ...]
     settings: row_filters.Settings
     with_sketches: bool
-    output_dir: pathlib.Path
-    parts_dir: pathlib.Path
+    output_dir: storage.Path
+    parts_dir: storage.Path
 
     @property
-    def judged_path(self) -> pathlib.Path:
+    def judged_path(self) -> storage.Path:
         """Where its verdicts go."""
         return self.parts_dir / f"judged-{self.number:05d}.parquet"
 
     @property
-    def written_path(self) -> pathlib.Path:
+    def written_path(self) -> storage.Path:
         """An empty file whose presence says that its rows are written."""
         return self.parts_dir / f"written-{self.number:05d}"
 
@@ -101,9 +101,8 @@ class WriteTask:
 def judge(task: Task) -> int:
     """Look at each row alone and leave the verdicts; returns the number of rows."""
     rows = [_judged(row, task) for row in _rows(task)]
-    temporary = task.judged_path.with_name(task.judged_path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, _JUDGED_SCHEMA), temporary, compression="zstd")
-    temporary.replace(task.judged_path)
+    with storage.write_through(task.judged_path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, _JUDGED_SCHEMA), temporary, compression="zstd")
     return len(rows)
 
 
@@ -125,7 +124,8 @@ def write(task: WriteTask) -> int:
         raise
     for sink in sinks.values():
         sink.close()
-    task.span.written_path.touch()
+    with storage.write_through(task.span.written_path) as temporary:
+        temporary.touch()
     return len(task.reasons)
 
 
@@ -167,7 +167,7 @@ def _hash_of_instruction(conversation: records.Conversation) -> int | None:
 
 def _open_sink(task: Task, folder: str) -> corpus_writer.ParquetSink:
     path = task.output_dir / folder / f"part-{task.number:05d}.parquet"
-    path.parent.mkdir(exist_ok=True)
+    storage.make_folder(path.parent)
     schema = _REMOVED_SCHEMA if folder == REMOVED else records.CORPUS_SCHEMA
     return corpus_writer.ParquetSink(path, schema)
 

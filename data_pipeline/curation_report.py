@@ -1,13 +1,12 @@
 """report.json of curate: what each filter took, with examples; as a table, and read back."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import markup
 from rich import table as rich_table
 
-from data_pipeline import corpus, manifest, row_filters, verdicts, visible
+from data_pipeline import corpus, manifest, row_filters, storage, verdicts, visible
 
 FILE = "report.json"
 _NUM_EXAMPLES = 5
@@ -92,7 +91,7 @@ def fault(location: str, reason: str, detail: str) -> str:
     return detail if detail.startswith(location) else f"{location}: {reason} ({detail})"
 
 
-def funnel_of(files: Sequence[pathlib.Path]) -> list[list[Any]]:
+def funnel_of(files: Sequence[storage.Path]) -> list[list[Any]]:
     """[label, rows left] of each step that led to `files`, if one curation left them all.
 
     Steps that took nothing are left out.

@@ -6,14 +6,13 @@ means to matplotlib, and the settings of the machine's user do not matter.
 
 import contextlib
 import io
-import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline import visible
+from data_pipeline import storage, visible
 
 if TYPE_CHECKING:  # slow to import, and only a drawing needs it
     from matplotlib.axes import Axes
@@ -91,16 +90,15 @@ def figure(
     return made, axes
 
 
-def write(figures: Mapping[str, "Figure"], folder: pathlib.Path) -> dict[str, bytes]:
+def write(figures: Mapping[str, "Figure"], folder: storage.Path) -> dict[str, bytes]:
     """Write each figure as FOLDER/NAME.png; returns the same bytes by name."""
-    folder.mkdir(exist_ok=True)
+    storage.make_folder(folder)
     with style(), warnings.catch_warnings():  # some texts are made only when they are drawn
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
         pictures = {name: _png(drawn) for name, drawn in figures.items()}
     for name, png in pictures.items():
-        temporary = folder / f"{name}.png.tmp"
-        temporary.write_bytes(png)
-        temporary.replace(folder / f"{name}.png")
+        with storage.write_through(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
     return pictures
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 def choose_tasks(
@@ -23,27 +23,31 @@ def choose_tasks(
         return frozenset()
     by_source: dict[str, set[str]] = defaultdict(set)
     by_domain: dict[tuple[str, str], set[str]] = defaultdict(set)
+    sources_of: dict[str, set[str]] = defaultdict(set)
     for task, source, domain in rows:
         by_source[source].add(task)
         by_domain[source, domain].add(task)
+        sources_of[task].add(source)
+    left = {source: len(tasks) for source, tasks in by_source.items()}
     chosen: set[str] = set()
+
+    def choose(tasks: set[str], share: int) -> None:
+        """Add tasks to `chosen` until `share` of `tasks` are in, leaving every source one."""
+        num = len(tasks & chosen)
+        for task in sorted(tasks - chosen, key=lambda task: _rank(task, seed)):
+            if num >= share:
+                return
+            if all(left[source] > 1 for source in sources_of[task]):
+                chosen.add(task)
+                num += 1
+                for source in sources_of[task]:
+                    left[source] -= 1
+
     for _, tasks in sorted(by_domain.items()):
-        _choose(tasks, round(fraction * len(tasks)), chosen, by_source.values(), seed)
+        choose(tasks, round(fraction * len(tasks)))
     for _, tasks in sorted(by_source.items()):
-        share = max(1, round(fraction * len(tasks))) if len(tasks) > 1 else 0
-        _choose(tasks, share, chosen, by_source.values(), seed)
+        choose(tasks, max(1, round(fraction * len(tasks))) if len(tasks) > 1 else 0)
     return frozenset(chosen)
-
-
-def _choose(
-    tasks: set[str], share: int, chosen: set[str], sources: Iterable[set[str]], seed: int
-) -> None:
-    """Add tasks to `chosen` until `share` of `tasks` are in, leaving every source one."""
-    for task in sorted(tasks - chosen, key=lambda task: _rank(task, seed)):
-        if len(tasks & chosen) >= share:
-            return
-        if all(own - chosen - {task} for own in sources if task in own):
-            chosen.add(task)
 
 
 def _rank(task: str, seed: int) -> bytes:

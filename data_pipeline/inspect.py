@@ -22,7 +22,17 @@ from absl import flags
 from rich import console as rich_console
 from rich import table as rich_table
 
-from data_pipeline import chat, cli, corpus, manifest, masked_text, packed_view, records, shards
+from data_pipeline import (
+    chat,
+    cli,
+    corpus,
+    manifest,
+    masked_text,
+    packed_view,
+    records,
+    shards,
+    storage,
+)
 
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _THINKING = re.compile(r"(<think>.*?(?:</think>|\Z))", re.DOTALL)
@@ -62,7 +72,7 @@ def show(
     Raises:
         ValueError: there is nothing there, or no such row, or the tokenizer is not the one used.
     """
-    path = pathlib.Path(name)
+    path = storage.as_path(name)
     kind = manifest.stage_of(path) if path.is_dir() else ""
     used, other = ("example", "row") if kind == "tokenize" else ("row", "example")
     cli.require(
@@ -80,7 +90,7 @@ def show(
         _show_conversation(_conversation(name, options.row), folder, options.think, console)
 
 
-def _decoder(folder: pathlib.Path | None, tokens_dir: pathlib.Path) -> Any:
+def _decoder(folder: pathlib.Path | None, tokens_dir: storage.Path) -> Any:
     """The tokenizer that made the tokens; None without a folder."""
     if folder is None:
         return None
@@ -129,7 +139,7 @@ def _thinking_faint(message: records.Message) -> list[masked_text.Styled]:
 
 
 def _show_tokens(
-    folder: pathlib.Path,
+    folder: storage.Path,
     number: int,
     tokenizer_dir: pathlib.Path | None,
     console: rich_console.Console,

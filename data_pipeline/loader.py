@@ -11,7 +11,6 @@ on from a step number on any number of hosts.
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ import grain
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import manifest, plan_rows, shards
+from data_pipeline import manifest, plan_rows, shards, storage
 
 FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")
 Batch = dict[str, np.ndarray]  # FIELDS, int32 [B, T] each
@@ -41,7 +40,7 @@ class Segment:
 class Plan:
     """An opened plan and the tokens it speaks of; travels to other processes."""
 
-    folder: pathlib.Path
+    folder: storage.Path
     plan_hash: str
     row_length: int  # of the stages that set none of their own
     global_batch_size: int  # likewise
@@ -52,7 +51,7 @@ class Plan:
     reader: shards.ShardReader
 
     @classmethod
-    def open(cls, folder: str | pathlib.Path, *, tokens_dir: str | pathlib.Path = "") -> "Plan":
+    def open(cls, folder: storage.PathLike, *, tokens_dir: storage.PathLike = "") -> "Plan":
         """Open a plan.
 
         Args:
@@ -62,9 +61,10 @@ class Plan:
         Raises:
             ValueError: the plan or its tokens are absent, unfinished or damaged, or differ.
         """
-        folder = pathlib.Path(folder)
+        folder = storage.as_path(folder)
         made = manifest.read(folder, stage="plan")
-        tokens = pathlib.Path(tokens_dir or folder / made["counts"]["tokens_dir"])
+        where = made["counts"]["tokens_dir"]
+        tokens = storage.as_path(tokens_dir) if tokens_dir else storage.join(folder, where)
         tokens_manifest = manifest.read(tokens, stage="tokenize")
         if manifest.digest_json(tokens_manifest) != made["inputs"]["tokens"]:
             raise ValueError(f"{tokens}: not the tokens that {folder} was planned on; plan again")

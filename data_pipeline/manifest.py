@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

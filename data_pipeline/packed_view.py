@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from data_pipeline import manifest, masked_text, plan_rows, shards, visible
+from data_pipeline import manifest, masked_text, plan_rows, shards, storage, visible
 
 if TYPE_CHECKING:  # brings Grain, which is slow to import, and only a plan needs it
     from data_pipeline import loader
@@ -28,7 +27,7 @@ class Row:
     """A row of a plan and what is known about its segments."""
 
     name: str
-    tokens_dir: pathlib.Path
+    tokens_dir: storage.Path
     stage: plan_rows.PlanStage
     step: int
     arrays: "loader.Batch"
@@ -41,7 +40,7 @@ class Row:
         return slice(int(first), int(at[-1]) + 1)
 
 
-def open_row(folder: pathlib.Path, number: int, *, tokens_dir: str = "") -> Row:
+def open_row(folder: storage.Path, number: int, *, tokens_dir: str = "") -> Row:
     """Read a row of a plan.
 
     Raises:
@@ -52,7 +51,7 @@ def open_row(folder: pathlib.Path, number: int, *, tokens_dir: str = "") -> Row:
     plan = loader.Plan.open(folder, tokens_dir=tokens_dir)
     require_inside("row", number, plan.num_rows, str(folder))
     where = manifest.read(folder, stage="plan")["counts"]["tokens_dir"]
-    tokens = pathlib.Path(tokens_dir or folder / where)
+    tokens = storage.as_path(tokens_dir) if tokens_dir else storage.join(folder, where)
     segments = plan.segments(number)
     index = shards.read_index(tokens, columns=["id", "task"])
     [stage] = (each for each in plan.stages if 0 <= number - each.first_row < each.num_rows)

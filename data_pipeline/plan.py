@@ -13,8 +13,6 @@ without pieces fill them. A stages file is described in data_pipeline/stages_fil
 
 import dataclasses
 import math
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +36,7 @@ from data_pipeline import (
     shards,
     stage_specs,
     stages_file,
+    storage,
     visible,
 )
 
@@ -140,12 +139,12 @@ class PlanOptions:
 
 
 def make_plan(
-    tokens_dir: pathlib.Path,
+    tokens_dir: storage.Path,
     *,
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: PlanOptions,
     overwrite: bool = False,
-) -> pathlib.Path:
+) -> storage.Path:
     """Plan the training on a tokens folder into `output_dir`; returns that folder.
 
     Raises:
@@ -153,7 +152,7 @@ def make_plan(
     """
     tokens_manifest = manifest.read(tokens_dir, stage="tokenize")
     inputs = {"tokens": manifest.digest_json(tokens_manifest)}
-    specs = stages_file.read(pathlib.Path(options.stages)) if options.stages else None
+    specs = stages_file.read(storage.as_path(options.stages)) if options.stages else None
     if specs:
         inputs["stages"] = manifest.digest_json(stages_file.fields_of(specs))
     stage = manifest.Stage("plan", output_dir, inputs, manifest.options_of(options))
@@ -170,7 +169,7 @@ def make_plan(
 
 def _make(
     stage: manifest.Stage,
-    tokens_dir: pathlib.Path,
+    tokens_dir: storage.Path,
     options: PlanOptions,
     specs: Sequence[stage_specs.StageSpec] | None,
     funnel: Sequence[Any],
@@ -192,7 +191,7 @@ def _make(
     manifest.write_json(output_dir / REPORT_FILE, report)
     if options.pictures:
         _draw(rows, index, report, output_dir, options)
-    where = os.path.relpath(tokens_dir.resolve(), output_dir.resolve())
+    where = storage.relative(tokens_dir, output_dir)
     layout = [dataclasses.asdict(place) for place in rows.stages]
     manifest.complete(stage, {"plan_hash": digest, "tokens_dir": where, "stages": layout})
     return report
@@ -202,7 +201,7 @@ def _draw(
     rows: plan_rows.RowTable,
     index: pa.Table,
     report: dict[str, Any],
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: PlanOptions,
 ) -> None:
     figures = plan_pictures.figures(rows, index, report, difficulty_order=options.difficulty_order)
@@ -296,7 +295,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     cli.require(len(argv) == 1, f"give one TOKENS_DIR, the output of tokenize, not {argv}")
     make_plan(
-        pathlib.Path(argv[0]),
+        storage.as_path(argv[0]),
         output_dir=cli.output_dir(),
         options=cli.options_from_flags(PlanOptions),
         overwrite=flags.FLAGS.overwrite,

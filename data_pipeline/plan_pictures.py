@@ -4,7 +4,6 @@ All is counted into a few bins before it is drawn, so the number of pieces hardl
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline import balance, drawing, plan_rows, visible
+from data_pipeline import balance, drawing, plan_rows, storage, visible
 
 if TYPE_CHECKING:  # slow to import, and only a drawing needs it
     from matplotlib.axes import Axes
@@ -94,7 +93,7 @@ def figures(
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def write(figures: Mapping[str, "Figure"], folder: pathlib.Path) -> dict[str, bytes]:
+def write(figures: Mapping[str, "Figure"], folder: storage.Path) -> dict[str, bytes]:
     """Write each figure as FOLDER/pictures/NAME.png; returns the same bytes by name."""
     return drawing.write(figures, folder / FOLDER)
 

@@ -8,14 +8,13 @@ tokens. On disk that is one array of offsets and flat arrays, so it is mapped in
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import balance, curriculum, packing, pieces
+from data_pipeline import balance, curriculum, packing, pieces, storage
 
 FILE = "rows.arrow"
 Remainder = Literal["pad", "drop"]
@@ -210,20 +209,22 @@ def table_of(stages: Sequence[StageRows]) -> RowTable:
     return RowTable(places(stages), offsets, *(column.astype(np.int32) for column in columns))
 
 
-def write(rows: RowTable, folder: pathlib.Path, *, tokens_digest: str) -> str:
+def write(rows: RowTable, folder: storage.Path, *, tokens_digest: str) -> str:
     """Write the rows; returns the plan's hash: of them and of the tokens, so of every batch."""
     columns = [pa.array(getattr(rows, name)) for name in _COLUMNS]
     flat = pa.StructArray.from_arrays(columns, list(_COLUMNS))
     table = pa.table({"pieces": pa.ListArray.from_arrays(pa.array(rows.offsets), flat)})
-    temporary = folder / (FILE + ".tmp")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with (
+        storage.write_through(folder / FILE) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
         writer.write_table(table)
-    temporary.replace(folder / FILE)
     return _digest(rows, tokens_digest)
 
 
 def read(
-    folder: pathlib.Path, stages: Sequence[PlanStage], *, tokens_digest: str, plan_hash: str
+    folder: storage.Path, stages: Sequence[PlanStage], *, tokens_digest: str, plan_hash: str
 ) -> RowTable:
     """Map the rows of a plan.
 
@@ -232,7 +233,7 @@ def read(
     """
     path = folder / FILE
     try:
-        with pa.memory_map(str(path)) as file:
+        with pa.memory_map(str(storage.local_copy(path))) as file:
             column = pa.ipc.open_file(file).read_all()["pieces"]
         chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         arrays = [chunk.offsets.to_numpy()]

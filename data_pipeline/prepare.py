@@ -11,12 +11,21 @@ nothing where all is.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipeline import chat, cli, curate, executor, manifest, plan, stages_file, tokenize
+from data_pipeline import (
+    chat,
+    cli,
+    curate,
+    executor,
+    manifest,
+    plan,
+    stages_file,
+    storage,
+    tokenize,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,19 +43,19 @@ class PrepareOptions:
 class PreparedPaths:
     """Where prepare left what; the held-out ones are None where nothing is held out."""
 
-    train_corpus: pathlib.Path
-    train_tokens: pathlib.Path
-    train_plan: pathlib.Path
-    heldout_corpus: pathlib.Path | None
-    heldout_tokens: pathlib.Path | None
-    heldout_plan: pathlib.Path | None
+    train_corpus: storage.Path
+    train_tokens: storage.Path
+    train_plan: storage.Path
+    heldout_corpus: storage.Path | None
+    heldout_tokens: storage.Path | None
+    heldout_plan: storage.Path | None
 
 
 def prepare(
     corpus: Sequence[str],
     *,
-    tokenizer_dir: str | pathlib.Path,
-    output_dir: str | pathlib.Path,
+    tokenizer_dir: storage.PathLike,
+    output_dir: storage.PathLike,
     options: PrepareOptions | None = None,
     workers: executor.WorkerOptions | None = None,
     overwrite: bool = False,
@@ -64,26 +73,25 @@ def prepare(
     Raises:
         ValueError: a bad input, setting or row, naming it.
     """
-    options, output = options or PrepareOptions(), pathlib.Path(output_dir)
+    options, output = options or PrepareOptions(), storage.as_path(output_dir)
     try:
         return _prepare(corpus, str(tokenizer_dir), output, options, workers, overwrite)
     except ValueError:
-        if output.is_dir() and not any(output.iterdir()):
-            output.rmdir()  # no stage left anything
+        storage.remove_empty(output)  # no stage left anything
         raise
 
 
 def _prepare(
     corpus: Sequence[str],
     tokenizer_dir: str,
-    output: pathlib.Path,
+    output: storage.Path,
     options: PrepareOptions,
     workers: executor.WorkerOptions | None,
     overwrite: bool,
 ) -> PreparedPaths:
     tokenizer = chat.resolve_tokenizer_dir(tokenizer_dir)
     if options.planning.stages:
-        stages_file.read(pathlib.Path(options.planning.stages))
+        stages_file.read(storage.as_path(options.planning.stages))
     # Here only to fail, if it must, before the corpus is read and anything is replaced.
     chat.ChatTokenizer(tokenizer, think=options.tokenization.think)
     curated = curate.curate(
@@ -95,7 +103,7 @@ def _prepare(
         overwrite=overwrite,
     )
 
-    def rows_of(side: pathlib.Path, folder: pathlib.Path, planning: plan.PlanOptions) -> None:
+    def rows_of(side: storage.Path, folder: storage.Path, planning: plan.PlanOptions) -> None:
         tokenize.tokenize(
             [str(side)],
             tokenizer_dir=str(tokenizer),
@@ -116,21 +124,20 @@ def _prepare(
     return prepared_paths(output)
 
 
-def _discard_heldout(folder: pathlib.Path) -> None:
+def _discard_heldout(folder: storage.Path) -> None:
     """Remove what an earlier run with other settings held out; nothing would read it."""
     manifest.discard(folder / "plan", stage="plan")
     manifest.discard(folder / "tokens", stage="tokenize")
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    storage.remove_empty(folder)
 
 
-def prepared_paths(folder: str | pathlib.Path) -> PreparedPaths:
+def prepared_paths(folder: storage.PathLike) -> PreparedPaths:
     """What `prepare` left in `folder`.
 
     Raises:
         ValueError: it did not, or did not finish.
     """
-    output = pathlib.Path(folder)
+    output = storage.as_path(folder)
     manifest.read(output / "corpus", stage="curate")
     heldout_corpus = output / "corpus" / curate.HELDOUT_FOLDER
     held = output / "heldout" if heldout_corpus.exists() else None

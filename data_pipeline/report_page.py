@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from data_pipeline import visible
+from data_pipeline import storage, visible
 
 FILE = "report.html"
 
@@ -99,7 +99,7 @@ class _Picture:
     height: int
 
 
-def write(pictures: Mapping[str, bytes], report: Mapping[str, Any], folder: pathlib.Path) -> None:
+def write(pictures: Mapping[str, bytes], report: Mapping[str, Any], folder: storage.Path) -> None:
     """Write FOLDER/report.html, atomically.
 
     Args:
@@ -123,9 +123,8 @@ def write(pictures: Mapping[str, bytes], report: Mapping[str, Any], folder: path
             _picture(*_PICTURES[name], pictures[name]) for name in _PICTURES if name in pictures
         ],
     )
-    temporary = folder / (FILE + ".tmp")
-    temporary.write_text(page, "utf-8")
-    temporary.replace(folder / FILE)
+    with storage.write_through(folder / FILE) as temporary:
+        temporary.write_text(page, "utf-8")
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:

@@ -90,8 +90,9 @@ class FilterOptions:
             "--parse_failures decides"
         ),
     )
-    max_message_chars: int = dataclasses.field(
-        default=1_000_000, metadata=cli.flag("longest message of a row; 0 for any length")
+    max_message_bytes: int = dataclasses.field(
+        default=1_000_000,
+        metadata=cli.flag("longest message of a row, in UTF-8; 0 for any length"),
     )
     ngram: int = dataclasses.field(
         default=14, metadata=cli.flag("words in a row that may not agree with a benchmark's")
@@ -114,8 +115,8 @@ class FilterOptions:
             ("normalisation", decontamination.Normalisation),
         ):
             cli.require_choice(name, getattr(self, name), choices)
-        limit, ngram = self.max_message_chars, self.ngram
-        cli.require(limit >= 0, f"--max_message_chars={limit} must not be negative")
+        limit, ngram = self.max_message_bytes, self.ngram
+        cli.require(limit >= 0, f"--max_message_bytes={limit} must not be negative")
         cli.require(ngram > 0, f"--ngram={ngram} must be positive")
 
 
@@ -142,11 +143,13 @@ def judge(row: corpus.Row, settings: Settings) -> Judged:
     """Edit a row, and find the first reason for which it goes."""
     if row.conversation is None:
         return Judged(UNREADABLE if row.is_damage else BAD_ROW, row.fault, None)
-    reason, detail = _first_found(row.conversation, settings, _BEFORE_EDITS)
-    if reason:
-        return Judged(reason, detail, row.conversation)
     edited, done = edit(row.conversation, settings.options)
-    reason, detail = _first_found(edited, settings, _AFTER_EDITS)
+    reason, detail = "", ""
+    for of_edited, filters in _STEPS:
+        conversation = edited if of_edited else row.conversation
+        reason, detail = _first_found(conversation, settings, filters)
+        if reason:
+            break
     return Judged(reason, detail, edited, tuple(done))
 
 
@@ -214,10 +217,12 @@ def _empty(conversation: records.Conversation, settings: Settings) -> str:
 
 
 def _oversized(conversation: records.Conversation, settings: Settings) -> str:
-    limit = settings.options.max_message_chars
+    limit = settings.options.max_message_bytes
     for turn, message in enumerate(conversation.messages):
-        if limit and len(message.content) > limit:
-            return f"turn {turn} has {len(message.content):,} characters"
+        if limit and 4 * len(message.content) > limit:  # else no need to look closer
+            num_bytes = len(message.content.encode())
+            if num_bytes > limit:
+                return f"turn {turn} has {num_bytes:,} bytes"
     return ""
 
 
@@ -287,22 +292,23 @@ def _decontaminator(
     return decontamination.Decontaminator(benchmark, ngram=ngram, normalisation=normalisation)
 
 
-_BEFORE_EDITS: dict[str, Filter] = {
-    NO_ASSISTANT: _no_assistant,
-    PARSE_FAILURE: _parse_failure,
-    NULL_TAIL: _null_tail,
-}
-_AFTER_EDITS: dict[str, Filter] = {
-    EMPTY: _empty,
-    OVERSIZED: _oversized,
-    FORGED: _forged,
-    UNTRAINED: _untrained,
-    IDENTITY: _identity,
-    CJK: _cjk,
-    INVALID: _invalid,
-    INCOMPLETE: _incomplete,
-    UNSUCCESSFUL: _unsuccessful,
-    CONTAMINATED: _contaminated,
-}
+# In their order, faults first, so that no policy hides one; True: they look at the edited row.
+_STEPS: tuple[tuple[bool, dict[str, Filter]], ...] = (
+    (False, {NO_ASSISTANT: _no_assistant}),
+    (True, {EMPTY: _empty, OVERSIZED: _oversized, FORGED: _forged}),
+    (False, {PARSE_FAILURE: _parse_failure, NULL_TAIL: _null_tail}),
+    (
+        True,
+        {
+            UNTRAINED: _untrained,
+            IDENTITY: _identity,
+            CJK: _cjk,
+            INVALID: _invalid,
+            INCOMPLETE: _incomplete,
+            UNSUCCESSFUL: _unsuccessful,
+            CONTAMINATED: _contaminated,
+        },
+    ),
+)
 
-REASONS = (UNREADABLE, BAD_ROW, *_BEFORE_EDITS, *_AFTER_EDITS)  # as they are looked for
+REASONS = (UNREADABLE, BAD_ROW, *(name for _, filters in _STEPS for name in filters))

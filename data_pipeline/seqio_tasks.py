@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from data_pipeline import chat, manifest, shards
+from data_pipeline import chat, manifest, shards, storage
 
 try:
     import seqio
@@ -130,7 +130,7 @@ class _Source(seqio.FunctionDataSource):
 
 
 def register(
-    tokens_dir: str | pathlib.Path,
+    tokens_dir: storage.PathLike,
     *,
     name: str,
     tokenizer_dir: str | pathlib.Path,
@@ -149,7 +149,7 @@ def register(
     Raises:
         ValueError: the folder is not whole, or the rates are of other sources.
     """
-    folder = pathlib.Path(tokens_dir)
+    folder = storage.as_path(tokens_dir)
     sizes = manifest.read(folder, stage="tokenize")["counts"]["shard_bytes"]
     paths = [folder / shards.shard_name(number, len(sizes)) for number in range(len(sizes))]
     shards.check_sizes(paths, sizes)

@@ -1,7 +1,6 @@
 """Examples on disk: ArrayRecord shards with random access, and the index of them."""
 
 import contextlib
-import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 
-from data_pipeline import records
+from data_pipeline import records, storage
 
 INDEX_FILE = "index.parquet"  # one row an example
 
@@ -24,32 +23,30 @@ def shard_name(shard: int, num_shards: int) -> str:
     return f"shard-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def write_shard(examples: Iterable[records.Example], path: pathlib.Path) -> None:
+def write_shard(examples: Iterable[records.Example], path: storage.Path) -> None:
     """Write a shard, atomically.
 
     Raises:
         OSError: it cannot be written; the disk is full, say.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    try:
-        for example in examples:
-            record = records.example_to_bytes(example)
+    with storage.write_through(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        try:
+            for example in examples:
+                record = records.example_to_bytes(example)
+                with _os_errors(path):
+                    writer.write(record)
             with _os_errors(path):
-                writer.write(record)
-        with _os_errors(path):
-            writer.close()
-    except BaseException:
-        if writer.is_open():
-            with contextlib.suppress(RuntimeError):
                 writer.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(path)
+        except BaseException:
+            if writer.is_open():
+                with contextlib.suppress(RuntimeError):
+                    writer.close()
+            raise
 
 
 @contextlib.contextmanager
-def _os_errors(path: pathlib.Path) -> Iterator[None]:
+def _os_errors(path: storage.Path) -> Iterator[None]:
     """ArrayRecord tells of a disk that refuses by a RuntimeError."""
     try:
         yield
@@ -57,7 +54,7 @@ def _os_errors(path: pathlib.Path) -> Iterator[None]:
         raise OSError(f"{path}: cannot be written ({error})") from error
 
 
-def check_sizes(paths: Sequence[pathlib.Path], sizes: Sequence[int]) -> None:
+def check_sizes(paths: Sequence[storage.Path], sizes: Sequence[int]) -> None:
     """See that the shards are as long as they were when they were written, without reading them.
 
     Raises:
@@ -68,7 +65,7 @@ def check_sizes(paths: Sequence[pathlib.Path], sizes: Sequence[int]) -> None:
             f"{paths[0].parent}: {len(paths)} shards, and its manifest has the sizes of "
             f"{len(sizes)}; {_WAY_OUT}"
         )
-    found = [path.stat().st_size if path.is_file() else None for path in paths]
+    found = storage.sizes(paths)
     faults = [
         f"{path} is absent" if now is None else f"{path} holds {now:,} bytes, not {then:,}"
         for path, now, then in zip(paths, found, sizes, strict=True)
@@ -79,7 +76,7 @@ def check_sizes(paths: Sequence[pathlib.Path], sizes: Sequence[int]) -> None:
         raise ValueError(f"{'; '.join(faults[:3])}{more}; {_WAY_OUT}")
 
 
-def read_index(folder: pathlib.Path, *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(folder: storage.Path, *, columns: Sequence[str] | None = None) -> pa.Table:
     """The index of a folder of shards.
 
     Raises:
@@ -87,7 +84,7 @@ def read_index(folder: pathlib.Path, *, columns: Sequence[str] | None = None) ->
     """
     path = folder / INDEX_FILE
     try:
-        return pq.read_table(path, columns=list(columns) if columns else None)
+        return pq.read_table(storage.for_arrow(path), columns=list(columns) if columns else None)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_WAY_OUT}") from error
 
@@ -95,7 +92,7 @@ def read_index(folder: pathlib.Path, *, columns: Sequence[str] | None = None) ->
 class ShardReader:
     """Random access to the examples of a folder of shards; opens a shard when it is first asked."""
 
-    def __init__(self, paths: Sequence[pathlib.Path]):
+    def __init__(self, paths: Sequence[storage.Path]):
         self._paths = tuple(paths)
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -129,6 +126,6 @@ class ShardReader:
                 if not path.is_file():
                     raise ValueError("no such file")
                 self._readers[shard] = array_record_module.ArrayRecordReader(
-                    str(path), _READER_OPTIONS
+                    str(storage.local_copy(path)), _READER_OPTIONS
                 )
             return self._readers[shard]

@@ -25,13 +25,12 @@
 """
 
 import dataclasses
-import pathlib
 import tomllib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline import stage_specs
+from data_pipeline import stage_specs, storage
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,), "sources": (list,), "order": (str,), "by": (str,),
@@ -43,7 +42,7 @@ _MOST = 10**15  # of any number
 _SHARERS = ("weights", "mixture", "temperature")
 
 
-def read(path: pathlib.Path) -> list[stage_specs.StageSpec]:
+def read(path: storage.Path) -> list[stage_specs.StageSpec]:
     """The stages of a file.
 
     Raises:
@@ -69,7 +68,7 @@ def read(path: pathlib.Path) -> list[stage_specs.StageSpec]:
     return specs
 
 
-def _spec(path: pathlib.Path, number: int, values: Any) -> stage_specs.StageSpec:
+def _spec(path: storage.Path, number: int, values: Any) -> stage_specs.StageSpec:
     where = f"--stages={path}: stage {number}"
     values = dict(values)
     for key, value in values.items():

@@ -115,12 +115,13 @@ def stamp(path: Path) -> tuple[int, int | str]:
 
 def sizes(paths: Sequence[Path]) -> list[int | None]:
     """Bytes of files of one folder, None of those that are absent; a store is asked once."""
-    if not paths or isinstance(paths[0], pathlib.Path):
+    stored = [path for path in paths if isinstance(path, StorePath)]
+    if not stored:
         return [size(path) if path.is_file() else None for path in paths]
     with contextlib.suppress(FileNotFoundError):
-        listed = _listed(paths[0].parent)
-        return [listed.get(path, {}).get("size") for path in paths]
-    return [None] * len(paths)
+        listed = _listed(stored[0].parent)
+        return [listed.get(path, {}).get("size") for path in stored]
+    return [None] * len(stored)
 
 
 def entries(folder: Path) -> list[tuple[Path, Literal["folder", "file", "other"]]]:
@@ -129,6 +130,17 @@ def entries(folder: Path) -> list[tuple[Path, Literal["folder", "file", "other"]
         listed = sorted(_listed(folder).items())
         return [(p, "folder" if info["type"] == "directory" else "file") for p, info in listed]
     return [(path, _kind(path)) for path in sorted(folder.iterdir())]
+
+
+def find(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names at any depth, sorted."""
+    if isinstance(folder, pathlib.Path):
+        return sorted(path for name in names for path in folder.rglob(name))
+    with _asking(folder) as fs:
+        found = fs.find(str(folder))
+    scheme = folder.parts[1]
+    paths = [StorePath(f"{scheme}://{name}") for name in found]
+    return sorted(path for path in paths if path.name in names)
 
 
 def for_arrow(path: Path) -> Any:
@@ -196,8 +208,11 @@ def put(temporary: pathlib.Path, path: Path) -> None:
 
 def move(path: Path, target: Path) -> None:
     """Rename a file; in a store it has both names on the way."""
+    if isinstance(path, pathlib.Path):
+        os.replace(path, target)
+        return
     with write_through(target) as temporary:
-        shutil.copyfile(local_copy(path), temporary)
+        temporary.write_bytes(path.read_bytes())
     path.unlink()
 
 

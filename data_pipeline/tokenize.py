@@ -26,6 +26,7 @@ from data_pipeline import (
     executor,
     manifest,
     shards,
+    storage,
     tokenize_shard,
 )
 
@@ -53,11 +54,11 @@ def tokenize(
     corpus_names: Sequence[str],
     *,
     tokenizer_dir: str,
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: TokenizeOptions,
     workers: executor.WorkerOptions | None = None,
     overwrite: bool = False,
-) -> pathlib.Path:
+) -> storage.Path:
     """Tokenise a corpus into `output_dir`; returns that folder.
 
     Raises:
@@ -72,16 +73,16 @@ def tokenize(
         return output_dir
     with manifest.discard_on_error(stage):
         tasks = _tasks(files, tokenizer, stage, options)
-        input_bytes = sum(file.stat().st_size for file in files)
+        input_bytes = sum(map(storage.size, files))
         _run_tasks(tasks, workers or executor.WorkerOptions(), input_bytes, console)
         _finish(stage, tasks)
     return output_dir
 
 
 def _stage(
-    files: Sequence[pathlib.Path],
+    files: Sequence[storage.Path],
     tokenizer: pathlib.Path,
-    output_dir: pathlib.Path,
+    output_dir: storage.Path,
     options: TokenizeOptions,
 ) -> manifest.Stage:
     inputs = manifest.digest_files(files, cache_dir=output_dir)
@@ -91,7 +92,7 @@ def _stage(
 
 
 def _tasks(
-    files: Sequence[pathlib.Path],
+    files: Sequence[storage.Path],
     tokenizer: pathlib.Path,
     stage: manifest.Stage,
     options: TokenizeOptions,
@@ -102,7 +103,7 @@ def _tasks(
         raise ValueError(f"{names}: the corpus is empty, no row to tokenize; name other files")
     of_tokenizer = {k: v for k, v in stage.inputs.items() if k.startswith("tokenizer/")}
     parts_dir = stage.output_dir / "parts"
-    parts_dir.mkdir(exist_ok=True)
+    storage.make_folder(parts_dir)
     return [
         tokenize_shard.Task(
             shard=shard,
@@ -148,26 +149,26 @@ def _run_tasks(
 
 def _finish(stage: manifest.Stage, tasks: Sequence[tokenize_shard.Task]) -> None:
     """Join the parts of the index and write the manifest."""
-    path = stage.output_dir / shards.INDEX_FILE
-    temporary = path.with_name(path.name + ".tmp")
     counts = dict.fromkeys(("num_tokens", "num_loss_tokens", "num_turns"), 0)
     num_examples = 0
-    with pq.ParquetWriter(temporary, tokenize_shard.INDEX_SCHEMA, compression="zstd") as writer:
+    with (
+        storage.write_through(stage.output_dir / shards.INDEX_FILE) as temporary,
+        pq.ParquetWriter(temporary, tokenize_shard.INDEX_SCHEMA, compression="zstd") as writer,
+    ):
         for task in tasks:
-            part = pq.read_table(task.part_path)
+            part = pq.read_table(storage.for_arrow(task.part_path))
             writer.write_table(part)
             num_examples += len(part)
             for name in counts:
                 counts[name] += int(part[name].to_numpy().sum())
-    temporary.replace(path)
     counts |= {"num_examples": num_examples, "num_shards": len(tasks)}
-    sizes = [task.shard_path.stat().st_size for task in tasks]
+    sizes = storage.sizes([task.shard_path for task in tasks])
     files = [span.path for task in tasks for span in task.spans]
     funnel = curation_report.funnel_of(files)
     manifest.complete(stage, counts | {"shard_bytes": sizes, "funnel": funnel})
     for task in tasks:
         task.part_path.unlink()
-    tasks[0].parts_dir.rmdir()
+    storage.remove_empty(tasks[0].parts_dir)
 
 
 def main(argv: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import chat, corpus, records, shards
+from data_pipeline import chat, corpus, records, shards, storage
 
 _BATCH_CHARS = 2 << 20  # of text rendered at a time; two batches live at once
 _BATCH_ROWS = 256
@@ -54,16 +54,16 @@ class Task:
     tokenizer_dir: pathlib.Path
     tokenizer_digest: str  # of its files
     think: chat.Think
-    output_dir: pathlib.Path
-    parts_dir: pathlib.Path
+    output_dir: storage.Path
+    parts_dir: storage.Path
 
     @property
-    def shard_path(self) -> pathlib.Path:
+    def shard_path(self) -> storage.Path:
         """Where the examples go."""
         return self.output_dir / shards.shard_name(self.shard, self.num_shards)
 
     @property
-    def part_path(self) -> pathlib.Path:
+    def part_path(self) -> storage.Path:
         """Where its rows of the index go; written last, so its presence says the shard is whole."""
         return self.parts_dir / f"part-{self.shard:05d}.parquet"
 
@@ -88,9 +88,8 @@ def run(task: Task) -> int:
                 yield example
 
     shards.write_shard(examples(), task.shard_path)
-    temporary = task.part_path.with_name(task.part_path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), temporary, compression="zstd")
-    temporary.replace(task.part_path)
+    with storage.write_through(task.part_path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), temporary, compression="zstd")
     return sum(row["num_tokens"] for row in rows)
 
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline import curate, loader, manifest, plan, prepare, tokenize
+from data_pipeline import curate, loader, manifest, plan, prepare, storage, tokenize
 from jaxterm import config, distributed, start
 
 
@@ -21,7 +21,7 @@ class Inputs:
     hf_dir: pathlib.Path  # config, tokenizer and generation settings of the model
     train: loader.Plan
     heldout: loader.Plan | None
-    heldout_corpus: pathlib.Path | None
+    heldout_corpus: storage.Path | None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def make_ready(
 
 def _prepared_dir(
     run: config.TrainConfig, workdir: pathlib.Path, hf_dir: pathlib.Path
-) -> pathlib.Path:
+) -> storage.Path:
     data = run.data
     if bool(data.corpus) == bool(data.prepared_dir):
         raise ValueError(
@@ -78,7 +78,7 @@ def _prepared_dir(
             "separated by commas"
         )
     if data.prepared_dir:
-        return pathlib.Path(data.prepared_dir)
+        return storage.as_path(data.prepared_dir)
     options = prepare.PrepareOptions(
         curation=curate.CurateOptions(
             trajectory_filter=data.trajectory_filter,
@@ -122,7 +122,7 @@ def _prepared_dir(
     return workdir / "data"
 
 
-def _check_plan(run: config.TrainConfig, train: loader.Plan, folder: pathlib.Path) -> None:
+def _check_plan(run: config.TrainConfig, train: loader.Plan, folder: storage.Path) -> None:
     settings = {"row_length": train.row_length, "global_batch_size": train.global_batch_size}
     faults = [
         f"config.data.{name}={getattr(run.data, name)}, the plan has {value}"

@@ -133,8 +133,9 @@ def main(argv: list[str]) -> None:
     cli.require(
         folder.is_dir() or not folder.exists(), f"--output={folder} is a file; name a folder"
     )
+    cli.require(isinstance(folder, pathlib.Path), f"--output={folder} must be a local folder")
     tokenizer = train(read_texts(_CORPUS.value), vocab_size=vocab_size)
-    write(tokenizer, folder)
+    write(tokenizer, pathlib.Path(folder))
     print(f"{folder}: {tokenizer.get_vocab_size():,} entries")
 
 
