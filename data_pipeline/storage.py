@@ -8,6 +8,7 @@ copy in the temporary folder (TMPDIR moves it), which stays there until the syst
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -20,9 +21,11 @@ from typing import Any, Literal
 
 from etils.epath import gpath
 
-_DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> package, extra
+_DRIVERS = {  # scheme -> package, how to install it
+    "gs": ("gcsfs", "uv sync --extra gcs, or pip install 'jaxterm[gcs]'"),
+    "s3": ("s3fs", "uv pip install s3fs"),
+}
 _READ_BYTES = 1 << 20  # read ahead of what Python asks for line by line
-_LOCAL_ONLY = "only gs:// and s3:// can be read and written, and local paths"
 
 
 class StoreError(Exception):
@@ -89,12 +92,13 @@ def as_path(name: PathLike) -> Path:
     if not found:
         return pathlib.Path(name)
     if scheme not in _DRIVERS:
-        raise ValueError(f"{name}: {_LOCAL_ONLY}")
+        raise ValueError(f"{name}: name a local path, gs://BUCKET/... or s3://BUCKET/...")
     if not rest.strip("/"):
         raise ValueError(f"{name}: names no bucket; write {scheme}://BUCKET/FOLDER")
-    path = StorePath(os.fspath(name))
-    _file_system(path)
-    return path
+    package, way_out = _DRIVERS[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{name}: needs {package}, which is not installed: {way_out}")
+    return StorePath(os.fspath(name))
 
 
 def size(path: Path) -> int:
@@ -294,24 +298,14 @@ class _OpenObject(io.RawIOBase):
 def _file_system(path: StorePath) -> Any:
     import fsspec
 
-    scheme = path.parts[1]
-    try:
-        return fsspec.filesystem(scheme, use_listings_cache=False)
-    except ImportError as error:
-        package, extra = _DRIVERS[scheme]
-        way_out = f"uv sync --extra {extra}, or " if extra == "gcs" else ""
-        raise ValueError(
-            f"{path}: {scheme}:// needs {package}, which is not installed: {way_out}"
-            f"pip install {package}"
-        ) from error
+    return fsspec.filesystem(path.parts[1], use_listings_cache=False)
 
 
 @contextlib.contextmanager
 def _asking(path: StorePath) -> Iterator[Any]:
     """The store of a path; FileNotFoundError stays what it is, other errors become StoreError."""
-    fs = _file_system(path)
     try:
-        yield fs
+        yield _file_system(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # each driver has its own

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from data_pipeline import chat, corpus, records, shards, storage
 
-_BATCH_CHARS = 2 << 20  # of text rendered at a time; two batches live at once
+_BATCH_CHARS = 1 << 19  # of text rendered at a time; three batches live at once
 _BATCH_ROWS = 256
-THREADS = 4  # that a shard keeps busy: the library's, while another one renders
+THREADS = 1  # that a shard keeps busy: Python takes turns, so processes do better than threads
 
 INDEX_SCHEMA = pa.schema(
     [
