@@ -11,7 +11,7 @@ import argparse
 import random
 import time
 
-from data_pipeline import decontamination
+from data_pipeline.curation import decontamination
 
 SEPARATORS = (" ", "  ", "\n", ", ", "-", " (", ") ", "\t", '" ', ": ", "_", " - ")
 

@@ -29,7 +29,8 @@ import synthetic_index
 from absl import app, flags
 from rich import console, table
 
-from data_pipeline import packing, pieces, plan, shards
+from data_pipeline import plan, shards
+from data_pipeline.planning import packing, pieces
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed plans.")
 _PEER_SHARE = flags.DEFINE_float("peer_share", 0.05, "Part of the corpus that the peers pack.")

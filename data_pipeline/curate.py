@@ -22,18 +22,13 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from data_pipeline import (
+from data_pipeline import chat, cli, corpus, executor, manifest, storage
+from data_pipeline.curation import (
     benchmark_tasks,
-    chat,
-    cli,
-    corpus,
     curate_shard,
     curation_report,
-    executor,
     heldout,
-    manifest,
     row_filters,
-    storage,
     verdicts,
 )
 

@@ -22,17 +22,8 @@ from absl import flags
 from rich import console as rich_console
 from rich import table as rich_table
 
-from data_pipeline import (
-    chat,
-    cli,
-    corpus,
-    manifest,
-    masked_text,
-    packed_view,
-    records,
-    shards,
-    storage,
-)
+from data_pipeline import chat, cli, corpus, manifest, records, shards, storage
+from data_pipeline.showing import masked_text, packed_view
 
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _THINKING = re.compile(r"(<think>.*?(?:</think>|\Z))", re.DOTALL)

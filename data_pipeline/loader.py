@@ -18,7 +18,8 @@ import grain
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import manifest, plan_rows, shards, storage
+from data_pipeline import manifest, shards, storage
+from data_pipeline.planning import plan_rows
 
 FIELDS = ("tokens", "positions", "segment_ids", "loss_mask")
 Batch = dict[str, np.ndarray]  # FIELDS, int32 [B, T] each

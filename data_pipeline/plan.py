@@ -8,7 +8,7 @@ r"""Stage 3: tokens -> plan. Decides, before the first step, which examples make
 It reads the index of the tokens alone and writes rows.arrow (each row a list of pieces: example,
 repeated prompt, first token, number of tokens), report.json, report.html, pictures/ and
 manifest.json with the plan's hash. Stages follow one another, each whole global batches; rows
-without pieces fill them. A stages file is described in data_pipeline/stages_file.py.
+without pieces fill them. A stages file is described in data_pipeline/planning/stages_file.py.
 """
 
 import dataclasses
@@ -24,21 +24,16 @@ from rich import console as rich_console
 from rich import markup
 from rich import table as rich_table
 
-from data_pipeline import (
-    cli,
+from data_pipeline import cli, manifest, shards, storage
+from data_pipeline.planning import (
     curriculum,
-    manifest,
     pieces,
-    plan_pictures,
     plan_report,
     plan_rows,
-    report_page,
-    shards,
     stage_specs,
     stages_file,
-    storage,
-    visible,
 )
+from data_pipeline.showing import plan_pictures, report_page, visible
 
 _Curriculum = stage_specs.Curriculum  # inside PlanOptions the module's name is a setting's
 

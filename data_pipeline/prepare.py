@@ -15,17 +15,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipeline import (
-    chat,
-    cli,
-    curate,
-    executor,
-    manifest,
-    plan,
-    stages_file,
-    storage,
-    tokenize,
-)
+from data_pipeline import chat, cli, curate, executor, manifest, plan, storage, tokenize
+from data_pipeline.planning import stages_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

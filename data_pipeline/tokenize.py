@@ -18,17 +18,8 @@ from absl import flags
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from data_pipeline import (
-    chat,
-    cli,
-    corpus,
-    curation_report,
-    executor,
-    manifest,
-    shards,
-    storage,
-    tokenize_shard,
-)
+from data_pipeline import chat, cli, corpus, executor, manifest, shards, storage, tokenize_shard
+from data_pipeline.curation import curation_report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,7 @@ class DataConfig:
     first_sources: tuple[str, ...] = ()  # of the first stage of two_stage
     replay: float = 0.0  # of two_stage: the first stage's tokens again in the second, a share
     difficulty_by: Literal["length", "turns", "difficulty"] = "length"  # of easy_to_hard
-    stages: str = ""  # of staged: a TOML file, see data_pipeline/stages_file.py
+    stages: str = ""  # of staged: a TOML file, see data_pipeline/planning/stages_file.py
     max_tokens: int = 0  # a pass trains a part of each source, so many tokens in all; 0: all
     window_rows: int = 4096  # rows packed together; an example moves no further
     max_segments: int = 0  # examples a row may hold; 0: no limit

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipeline import balance
+from data_pipeline.planning import balance
 
 
 def best_by_trying_all(work, num_shards):

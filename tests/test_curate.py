@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import corpus, curate, heldout, manifest, row_filters, verdicts
+from data_pipeline import corpus, curate, manifest
+from data_pipeline.curation import heldout, row_filters, verdicts
 
 
 def run(tmp_path, rows, **options):

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import corpus, curate, executor, manifest, records, row_filters, tokenize
+from data_pipeline import corpus, curate, executor, manifest, records, tokenize
+from data_pipeline.curation import row_filters
 
 ERROR = "Previous response had parsing errors:\nERROR: No valid JSON"
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipeline import curriculum, stage_specs
+from data_pipeline.planning import curriculum, stage_specs
 
 NAMES = ("a", "b", "c")
 

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 from conversations import dialogue, write_jsonl
 
-from data_pipeline import benchmark_tasks, curate, decontamination, records
+from data_pipeline import curate, records
+from data_pipeline.curation import benchmark_tasks, decontamination
 
 WORDS = "Write a script that reads every log file below /var/log and counts, per host, the errors."
 

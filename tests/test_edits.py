@@ -1,7 +1,8 @@
 import pytest
 from conversations import dialogue, plain
 
-from data_pipeline import edits, records
+from data_pipeline import records
+from data_pipeline.curation import edits
 
 ERROR = "Previous response had parsing errors:\nERROR: No valid JSON found\n\nPlease fix these."
 

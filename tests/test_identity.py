@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from data_pipeline import corpus, identity
+from data_pipeline import corpus
+from data_pipeline.curation import identity
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from conversations import dialogue, random_rows, write_jsonl
 from rich import console as rich_console
 
-from data_pipeline import chat, corpus, inspect, loader, plan, shards, tokenize, visible
+from data_pipeline import chat, corpus, inspect, loader, plan, shards, tokenize
+from data_pipeline.showing import visible
 
 GREEN = re.compile(r"\x1b\[32m(.*?)\x1b\[0m", re.DOTALL)
 ANY_STYLE = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline import packing
+from data_pipeline.planning import packing
 
 
 def lengths(seed, num, row_length):

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline import pieces
+from data_pipeline.planning import pieces
 
 
 def lists(values):

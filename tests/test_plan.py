@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from conversations import random_rows, write_jsonl
 
-from data_pipeline import loader, manifest, plan, plan_rows, tokenize
+from data_pipeline import loader, manifest, plan, tokenize
+from data_pipeline.planning import plan_rows
 
 NUM = 60
 

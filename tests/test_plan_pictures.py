@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline import plan_pictures, plan_rows
+from data_pipeline.planning import plan_rows
+from data_pipeline.showing import plan_pictures
 
 NAMES = [
     "code$x$",

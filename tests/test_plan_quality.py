@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline import curriculum, packing, pieces, plan, plan_rows, shards, stage_specs
+from data_pipeline import plan, shards
+from data_pipeline.planning import curriculum, packing, pieces, plan_rows, stage_specs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

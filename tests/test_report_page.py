@@ -7,7 +7,7 @@ import io
 import pytest
 from matplotlib import figure
 
-from data_pipeline import report_page
+from data_pipeline.showing import report_page
 
 HOSTILE = '"><script>alert(1)</script><img src=http://x.example/a onerror=alert(1)>\u202e\x1b[31m'
 VOID = {"meta", "img", "br", "link", "input"}

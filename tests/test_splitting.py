@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipeline import splitting
+from data_pipeline.planning import splitting
 
 
 def random_example(seed):

@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from data_pipeline import stage_specs, stages_file
+from data_pipeline.planning import stage_specs, stages_file
 
 
 def read(tmp_path, text):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from data_pipeline import terminus
+from data_pipeline.curation import terminus
 
 # What Harbor says, and what we say for it.
 SAME = [

@@ -11,7 +11,9 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from data_pipeline import manifest, masked_text, plan_rows, shards, storage, visible
+from data_pipeline import manifest, shards, storage
+from data_pipeline.planning import plan_rows
+from data_pipeline.showing import masked_text, visible
 
 if TYPE_CHECKING:  # brings Grain, which is slow to import, and only a plan needs it
     from data_pipeline import loader

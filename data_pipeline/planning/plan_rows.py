@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import balance, curriculum, packing, pieces, storage
+from data_pipeline import storage
+from data_pipeline.planning import balance, curriculum, packing, pieces
 
 FILE = "rows.arrow"
 Remainder = Literal["pad", "drop"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_pipeline import storage, visible
+from data_pipeline import storage
+from data_pipeline.showing import visible
 
 if TYPE_CHECKING:  # slow to import, and only a drawing needs it
     from matplotlib.axes import Axes

@@ -6,7 +6,9 @@ from typing import Any
 from rich import markup
 from rich import table as rich_table
 
-from data_pipeline import corpus, manifest, row_filters, storage, verdicts, visible
+from data_pipeline import corpus, manifest, storage
+from data_pipeline.curation import row_filters, verdicts
+from data_pipeline.showing import visible
 
 FILE = "report.json"
 _NUM_EXAMPLES = 5

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from data_pipeline import plain_text, records
+from data_pipeline import records
+from data_pipeline.curation import plain_text
 
 Normalisation = Literal["words", "exact"]
 

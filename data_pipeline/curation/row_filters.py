@@ -9,16 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
-from data_pipeline import (
-    chat,
-    cli,
-    corpus,
-    decontamination,
-    edits,
-    identity,
-    records,
-    trajectory,
-)
+from data_pipeline import chat, cli, corpus, records
+from data_pipeline.curation import decontamination, edits, identity, trajectory
 
 TrajectoryFilter = Literal["none", "complete", "success"]
 KeepOrRemove = Literal["keep", "remove"]

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import near_duplicates, records, row_filters
+from data_pipeline import records
+from data_pipeline.curation import near_duplicates, row_filters
 
 DUPLICATE = "duplicate"
 PREFIX = "prefix of a longer episode of its trial"

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline import balance, pieces, plan_rows
+from data_pipeline.planning import balance, pieces, plan_rows
 
 _SUMS = ("rows", "padding_rows", "steps", "segments", "tokens_total", "tokens_trained",
          "tokens_carried", "loss_tokens_total", "loss_tokens", "attention_work")  # fmt: skip

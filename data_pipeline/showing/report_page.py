@@ -13,7 +13,8 @@ from typing import Any
 
 import jinja2
 
-from data_pipeline import storage, visible
+from data_pipeline import storage
+from data_pipeline.showing import visible
 
 FILE = "report.html"
 

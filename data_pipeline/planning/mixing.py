@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import stage_specs
+from data_pipeline.planning import stage_specs
 
 _MOST_PASSES = 1000  # over one source in one stage
 SUBSAMPLE, _REPLAY, _PART = 1 << 20, 1 << 21, 1 << 22  # keys of streams that no epoch has

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from data_pipeline import records, terminus
+from data_pipeline import records
+from data_pipeline.curation import terminus
 
 ParseFailures = Literal["keep", "mask", "splice", "drop"]
 NullTails = Literal["keep", "cut", "drop"]

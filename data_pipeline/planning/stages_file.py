@@ -30,7 +30,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline import stage_specs, storage
+from data_pipeline import storage
+from data_pipeline.planning import stage_specs
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,), "sources": (list,), "order": (str,), "by": (str,),

@@ -4,7 +4,8 @@ import dataclasses
 import re
 from typing import Any
 
-from data_pipeline import edits, records, terminus
+from data_pipeline import records
+from data_pipeline.curation import edits, terminus
 
 _DECLARED_COMPLETE = re.compile(
     r'"task_complete"\s*:\s*true|<task_complete>\s*true\s*</task_complete>'

@@ -6,7 +6,7 @@ installs the package openai or reads claude.md has nothing to leak.
 
 import re
 
-from data_pipeline import plain_text
+from data_pipeline.curation import plain_text
 
 _MODELS = (
     "deepseek", "chatgpt", "claude", "qwen", "qwq", "tongyi", "qianwen", "gemini", "llama",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipeline import mixing, stage_specs
+from data_pipeline.planning import mixing, stage_specs
 
 
 @dataclasses.dataclass(frozen=True)

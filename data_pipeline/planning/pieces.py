@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import splitting
+from data_pipeline.planning import splitting
 
 Overlong = Literal["split", "truncate", "drop"]
 

@@ -12,14 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline import (
-    corpus,
-    corpus_writer,
+from data_pipeline import corpus, corpus_writer, records, storage
+from data_pipeline.curation import (
     decontamination,
     near_duplicates,
-    records,
     row_filters,
-    storage,
     trajectory,
     verdicts,
 )

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from rensa import RMinHash, RMinHashLSH  # type: ignore[attr-defined]
 
-from data_pipeline import decontamination, records
+from data_pipeline import records
+from data_pipeline.curation import decontamination
 
 _SHINGLE_WORDS = 5
 _NUM_PERMUTATIONS, _SEED = 128, 42

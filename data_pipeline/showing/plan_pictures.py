@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline import balance, drawing, plan_rows, storage, visible
+from data_pipeline import storage
+from data_pipeline.planning import balance, plan_rows
+from data_pipeline.showing import drawing, visible
 
 if TYPE_CHECKING:  # slow to import, and only a drawing needs it
     from matplotlib.axes import Axes

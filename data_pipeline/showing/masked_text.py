@@ -14,7 +14,7 @@ from rich import console as rich_console
 from rich import segment as rich_segment
 from rich import style as rich_style
 
-from data_pipeline import visible
+from data_pipeline.showing import visible
 
 CONTEXT, TARGET, CARRIED = range(3)  # kinds of tokens
 PLAIN, TRAINED, FAINT = (rich_style.Style(), rich_style.Style(color="green"),

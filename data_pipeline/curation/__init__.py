@@ -1,0 +1,1 @@
+"""What curate is made of: filters, edits, and the judgement of rows."""

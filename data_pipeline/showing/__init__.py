@@ -1,0 +1,1 @@
+"""How plans and sessions are shown: pictures, the report page, text in a terminal."""
