@@ -21,7 +21,8 @@ from data_pipeline.recorder import isolation, session
 
 MAX_CHARS = 6_500
 # The corpus schema without the column for what it has no name for: the recorder fills them all.
-SCHEMA = records.CORPUS_SCHEMA.remove(records.CORPUS_SCHEMA.get_field_index("extra"))
+_OF_OTHERS = ("num_commands", "num_errors", "edits", "untrained_turns", "extra")
+SCHEMA = pa.schema([field for field in records.CORPUS_SCHEMA if field.name not in _OF_OTHERS])
 _REDRAWS = 8
 _STRIDE = 1_000  # a session redrawn because it was too long takes number + STRIDE, + 2 STRIDE, ...
 

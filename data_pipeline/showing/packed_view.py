@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
@@ -64,7 +65,9 @@ def open_row(folder: storage.Path, number: int, *, tokens_dir: str = "") -> Row:
         step=stage.first_step + (number - stage.first_row) // stage.global_batch_size,
         arrays=plan.read_row(number),
         segments=segments,
-        facts=index.take([segment.example for segment in segments]).to_pylist(),
+        facts=index.take(
+            pa.array([segment.example for segment in segments], pa.int64())
+        ).to_pylist(),
     )
 
 
