@@ -101,7 +101,7 @@ def test_overrides_in_a_flagfile_are_checked_and_used(tmp_path):
     flagfile = tmp_path / "flags"
     flagfile.write_text("--config.data.epochs=7\n")
     result = run_main("print(run.data.epochs)", f"--flagfile={flagfile}")
-    assert (result.returncode, result.stdout) == (0, "7\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "7.0\n"), result.stderr
     flagfile.write_text("--config.data.epoks=7\n")
     result = run_main("pass", f"--flagfile={flagfile}")
     assert result.returncode == 1

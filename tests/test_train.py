@@ -222,7 +222,7 @@ def test_the_readmes_commands_of_the_stages(whole, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--config.data.epochs=7", r"epochs=2, now 7.*another --workdir"),
+        ("--config.data.epochs=7", r"epochs=2\.0, now 7.*another --workdir"),
         ("--config.optimizer.peak_lr=1e-4", r"optimizer\.peak_lr is 0\.003 there, now 0\.0001"),
         ("--config.max_steps=3", r"config\.max_steps is 12 there, now 3"),
         ("--config.optimizer.max_grad_norm=0", r"optimizer\.max_grad_norm is 1\.0 there, now 0"),
