@@ -46,7 +46,6 @@ def results[Task, Result](
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers start as this one did
     try:
         import ray
     except ImportError as error:
