@@ -33,7 +33,7 @@ def results[Task, Result](
         ValueError: Ray is not installed, or no cluster answers at the address.
         Exception: what a task raised.
     """
-    ray = _ray()
+    ray = load_ray()
     is_ours = not ray.is_initialized()
     if is_ours:
         _connect(ray, workers, threads)
@@ -44,8 +44,14 @@ def results[Task, Result](
             ray.shutdown()
 
 
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+def load_ray() -> Any:
+    """Import Ray, set up to start workers of its own Python and to report nothing to its makers.
+
+    Under `uv run` it would start each worker by `uv run` in a copy of the working folder, where uv
+    finds no environment: the worker dies, and no task ever runs. Ray reads that switch on import.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:

@@ -1,5 +1,6 @@
 """The stages on a real Ray cluster of this machine: the bytes of a local run, whatever dies."""
 
+import importlib.util
 import os
 import pathlib
 import signal
@@ -10,9 +11,12 @@ import time
 import pytest
 from conversations import dialogue, random_rows, write_jsonl
 
-from data_pipeline import executor, shards, tokenize, tokenize_shard
+from data_pipeline import executor, ray_executor, shards, tokenize, tokenize_shard
 
 ON_RAY = executor.WorkerOptions(executor="ray", num_workers=2)
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs the extra `ray`"
+)
 OPTIONS = tokenize.TokenizeOptions(shard_examples=7)
 
 
@@ -35,8 +39,7 @@ def file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     """The address of a cluster that this process has joined, with room for two shards at once."""
-    ray = pytest.importorskip("ray", reason="needs the extra `ray`")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = ray_executor.load_ray()
     here = pathlib.Path(__file__).parent
     joined = ray.init(
         num_cpus=2 * tokenize_shard.THREADS,
@@ -80,11 +83,11 @@ def refuse(number):
     raise NotADirectoryError(20, "refused", f"number {number}")
 
 
+@needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokenize", "curate"])
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_ray_leaves_the_bytes_of_a_local_run(request, file, tmp_path, stage, is_joined):
-    pytest.importorskip("ray", reason="needs the extra `ray`")
     special = ["--tokenizer=embedded", "--shard_examples=7"] if stage == "tokenize" else []
     on_ray = ["--executor=ray", "--num_workers=2"]
     if is_joined:
@@ -95,10 +98,7 @@ def test_ray_leaves_the_bytes_of_a_local_run(request, file, tmp_path, stage, is_
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
-@pytest.mark.skipif(
-    "RAY_KILL_TEST" not in os.environ,
-    reason="on a loaded machine Ray at times starts no new worker; RAY_KILL_TEST=1 runs it",
-)
+@needs_ray
 @pytest.mark.slow
 def test_a_killed_worker_leaves_the_same_bytes(cluster, file, tmp_path, monkeypatch):
     run(file, tmp_path / "local", executor.WorkerOptions())
@@ -108,6 +108,7 @@ def test_a_killed_worker_leaves_the_same_bytes(cluster, file, tmp_path, monkeypa
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
+@needs_ray
 @pytest.mark.slow
 def test_an_error_keeps_its_type_and_leaves_nothing(cluster, tmp_path):
     bad = write_jsonl(tmp_path / "a.jsonl", [*random_rows(seed=4, num=30), dialogue("hi")])
@@ -120,6 +121,7 @@ def test_an_error_keeps_its_type_and_leaves_nothing(cluster, tmp_path):
     assert caught.value.filename == "number 1" and caught.value.errno == 20
 
 
+@needs_ray
 @pytest.mark.slow
 def test_no_more_run_at_once_than_told(cluster, tmp_path):
     for num_workers, most in ((1, 1), (2, 2)):
@@ -130,9 +132,9 @@ def test_no_more_run_at_once_than_told(cluster, tmp_path):
         assert {folder for _, (_, folder) in done} == {os.getcwd()}
 
 
+@needs_ray
 @pytest.mark.slow
 def test_an_address_that_does_not_answer_is_named(file, tmp_path):
-    pytest.importorskip("ray", reason="needs the extra `ray`")
     command = [sys.executable, "-m", "data_pipeline.tokenize", str(file), "--tokenizer=embedded",
                "--output=tokens", "--executor=ray", "--ray_address=127.0.0.1:1"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
