@@ -203,6 +203,7 @@ def test_the_readmes_commands_of_the_stages(whole, tmp_path):
         "my-model": f"{tmp_path}/my-model",
         "checkpoints/start": f"{tmp_path}/start",
         "=prepared": f"={tmp_path}/prepared",
+        "inspect prepared": f"inspect {tmp_path}/prepared",
         "evaluate --config=configs/tiny.py": " ".join(
             ["evaluate", *command(whole, "--config.max_steps=12")[3:]]
         ),
