@@ -112,7 +112,7 @@ def in_process(kind: str, args: argparse.Namespace, path: pathlib.Path) -> dict[
     while process.poll() is None:
         try:
             family = [watched, *watched.children(recursive=True)]
-            peak = max(peak, sum(each.memory_info().rss for each in family))
+            peak = max(peak, sum(each.memory_full_info().pss for each in family))  # shared once
         except psutil.NoSuchProcess:
             pass
         time.sleep(0.05)
