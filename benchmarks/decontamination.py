@@ -3,7 +3,8 @@
     python benchmarks/decontamination.py --instructions=50000 --tasks=89
 
 Synthetic instructions are made of a vocabulary of common and rare words. Into some of them a run
-of n words of a benchmark task is planted, with its case, spaces and punctuation changed; the others
+of n words of a benchmark task is planted, with its case, spaces and punctuation changed, inside
+words too; the others
 are the control set, and so are instructions into which a run of n - 1 words is planted.
 """
 
@@ -38,11 +39,13 @@ class Maker:
         start = self._random.randrange(len(inside) - num_words + 1)
         at = self._random.randrange(len(words) + 1)
         # A neighbour of the run is one that no task has, so that its length is what it is said.
-        run = ["zzz", *map(self._recased, inside[start : start + num_words]), "zzz"]
+        run = ["zzz", *map(self._disguised, inside[start : start + num_words]), "zzz"]
         return " ".join([*words[:at], self._spaced(run), *words[at:]])
 
-    def _recased(self, word: str) -> str:
-        return self._random.choice((word.lower(), word.upper(), word.capitalize()))
+    def _disguised(self, word: str) -> str:
+        word = self._random.choice((word.lower(), word.upper(), word.capitalize()))
+        cut = self._random.randrange(4 * len(word))  # beyond its end: it stays whole
+        return word[:cut] + self._random.choice("'*,.`") + word[cut:] if cut < len(word) else word
 
     def _spaced(self, words: list[str]) -> str:
         return "".join(word + self._random.choice(SEPARATORS) for word in words)

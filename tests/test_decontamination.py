@@ -55,6 +55,23 @@ def test_case_form_and_what_is_not_seen_make_no_difference():
         assert find(hidden.join(WORDS)), hex(ord(hidden))
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "disguised"),
+    [("don't", "dont"), ("dont", "don't"), ("1,000", "1000"), ("1000", "1,000"), ("file", "**fi**le"),
+     ("file-name", "filename"), ("read_me.md", "README md"), ("e.g.", "eg")],
+)  # fmt: skip
+def test_punctuation_may_join_and_part_words(benchmark, disguised):
+    task = f"{WORDS.replace('every', benchmark)}"
+    first = f"{benchmark} log file below /var/log and counts per host how many errors there are, ok"
+    for told in (task, first):
+        assert find(told.replace(benchmark, disguised), tasks=[("t", told)]), told
+    # A run begins and ends with a word: letters more are another word.
+    run = "a b c d e f g h i j k l m n"
+    for other in (f"x{run}", f"{run}x", run.replace("g", "gx")):
+        assert not find(f"{other} o p", tasks=[("t", run)])
+        assert not find(other, tasks=[("t", f"o {run} p")])
+
+
 def test_exact_words_are_compared_as_they_stand():
     assert find(WORDS, normalisation="exact")
     assert find(WORDS.replace(" ", " \n "), normalisation="exact")
