@@ -57,11 +57,11 @@ def test_case_form_and_what_is_not_seen_make_no_difference():
 
 @pytest.mark.parametrize(
     ("benchmark", "disguised"),
-    [("don't", "dont"), ("dont", "don't"), ("1,000", "1000"), ("1000", "1,000"), ("file", "**fi**le"),
-     ("file-name", "filename"), ("read_me.md", "README md"), ("e.g.", "eg")],
+    [("don't", "dont"), ("dont", "don't"), ("1,000", "1000"), ("1000", "1,000"), ("e.g.", "eg"),
+     ("file", "**fi**le"), ("file-name", "filename"), ("read_me.md", "README md")],
 )  # fmt: skip
 def test_punctuation_may_join_and_part_words(benchmark, disguised):
-    task = f"{WORDS.replace('every', benchmark)}"
+    task = WORDS.replace("every", benchmark)
     first = f"{benchmark} log file below /var/log and counts per host how many errors there are, ok"
     for told in (task, first):
         assert find(told.replace(benchmark, disguised), tasks=[("t", told)]), told
