@@ -76,7 +76,8 @@ def _config_faults(arguments: list[str]) -> list[str]:
             close = difflib.get_close_matches(match[1], known, 1)
             hint = f"did you mean --config.{close[0]}? " if close else ""
             faults.append(
-                f"--config.{match[1]}: unknown setting; {hint}jaxterm/config.py has them all"
+                f"--config.{match[1]}: unknown setting; {hint}jaxterm/config_sections.py has "
+                "them all"
             )
     return faults
 

@@ -37,13 +37,13 @@ def run_train(*options: str) -> subprocess.CompletedProcess:
         (("--config=configs/tiny.py", "--config.data.row_lenght=77", "--config.exprot.dtype=x",
           "--noconfig.export.enabledd", "--config.data.epochs.zebra=1"),
          "error: --config.data.row_lenght: unknown setting; did you mean --config.data.row_length? "
-         "jaxterm/config.py has them all; "
+         "jaxterm/config_sections.py has them all; "
          "--config.exprot.dtype: unknown setting; did you mean --config.export.dtype? "
-         "jaxterm/config.py has them all; "
+         "jaxterm/config_sections.py has them all; "
          "--config.export.enabledd: unknown setting; did you mean --config.export.enabled? "
-         "jaxterm/config.py has them all; "
+         "jaxterm/config_sections.py has them all; "
          "--config.data.epochs.zebra: unknown setting; did you mean --config.data.epochs? "
-         "jaxterm/config.py has them all\n"),
+         "jaxterm/config_sections.py has them all\n"),
         (("--config=configs/nope.py", "--config.data.epochs=1"),
          "error: --config=configs/nope.py: there is no such file; give one of configs/\n"),
     ],
@@ -60,7 +60,7 @@ def test_a_folder_is_no_config_and_far_names_get_no_neighbour():
     assert result.returncode == 1
     assert result.stderr == (
         "error: --config=configs: there is no such file; give one of configs/; "
-        "--config.zebra: unknown setting; jaxterm/config.py has them all\n"
+        "--config.zebra: unknown setting; jaxterm/config_sections.py has them all\n"
     )
 
 
