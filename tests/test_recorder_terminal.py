@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import time
 
@@ -211,3 +212,15 @@ def test_without_isolation_app_is_the_folder(tmp_path):
         with terminal.Terminal(world) as shell:
             shell.send("pwd\n", 0.1)
             assert str(world.folder) in shell.read()
+
+
+def test_control_c_works_where_this_process_ignores_it(world):
+    """As one that a shell started in the background does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminal.Terminal(world) as shell:
+            shell.read()
+            typed(shell, "sleep 60\n", 0.2, waits=True)
+            assert typed(shell, "C-c") == f"^C\n{prompt(world)}"
+    finally:
+        signal.signal(signal.SIGINT, before)

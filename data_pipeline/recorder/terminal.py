@@ -147,7 +147,8 @@ def limit_output(text: str) -> str:
 def _start_shell(world: isolation.World, slave: int, bell: int) -> subprocess.Popen:
     """Bash in the terminal `slave`, announcing its prompts on `bell`."""
     # `env` last: the bash that sets the limits is not interactive and would drop the prompts.
-    shell = ["setsid", "-c", "env", *_prompts(bell)]
+    # What runs in the background ignores ^C, and would hand that down.
+    shell = ["setsid", "-c", "env", "--default-signal=INT,QUIT", *_prompts(bell)]
     shell += ["bash", "--noediting", "--norc", "--noprofile"]
     return subprocess.Popen(
         world.argv(shell),
