@@ -6,12 +6,14 @@ head, H head dim.
 A token sees the tokens of its own segment that are not after it. Segments are runs of equal
 `segment_ids` in a row; 0 is padding, whose outputs mean nothing and reach no loss.
 
-Under a mesh the work is cut over rows and heads, and over the length of the queries (`context`):
-each shard then holds all keys and values of its rows, gathered before and reduced after by jit.
+Under a mesh the work is cut over rows and heads, and over the length of the queries (`context`), in
+the order of jaxterm/context_parallel.py: each shard gathers all keys and values of its rows, and
+their gradients are reduced to the shards that they came from.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -19,9 +21,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxterm import blockwise_attention, sharding
+from jaxterm import blockwise_attention, context_parallel, sharding, splash_attention
 
-Implementation = Literal["auto", "reference", "blockwise"]
+Implementation = Literal["auto", "reference", "blockwise", "splash", "jax_splash"]
+
+# What `auto` is on each platform; each of them heeds segments.
+_FASTEST: dict[str, Implementation] = {"tpu": "splash"}
 
 
 def packed_attention(
@@ -32,6 +37,7 @@ def packed_attention(
     *,
     implementation: Implementation = "auto",
     block: int = 256,
+    interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Attention of every token over its segment's past, scaled by 1/sqrt(H).
 
@@ -40,35 +46,95 @@ def packed_attention(
         k: keys, after RoPE.
         v: values.
         segment_ids: 1, 2, ... along a row; 0 is padding.
-        implementation: `reference` builds the T x T mask, `blockwise` only ever holds one tile and
-            does the work that the segments need; `auto` is blockwise.
+        implementation: `reference` builds the T x T mask; `blockwise` only ever holds one tile and
+            does the work that the segments need, in plain jax.numpy; `splash` and `jax_splash` are
+            TPU kernels; `auto` is the fastest on the platform of the mesh at hand.
         block: tokens a side of blockwise's tiles.
+        interpret: run a kernel in Pallas' interpreter, where there is no TPU.
     """
     scaled = q * (1.0 / math.sqrt(q.shape[-1]))
+    platform, device_kind = sharding.device_at_hand()
+    if implementation == "auto":
+        implementation = _FASTEST.get(platform, "blockwise")
+    mesh = jax.sharding.get_abstract_mesh()
+    if implementation in ("splash", "jax_splash"):
+        num_shards = sharding.num_shards("length")
+        kernel = splash_attention.make_kernel(
+            implementation,
+            num_heads=q.shape[2] // sharding.num_shards("heads"),
+            num_keys=q.shape[1],
+            num_shards=num_shards,
+            blocks=splash_attention.blocks_for(device_kind).fit(
+                q.shape[1] // max(2 * num_shards, 2), q.shape[1]
+            ),
+            interpret=interpret,
+        )
+        if mesh.empty:
+            return splash_attention.attend(scaled, k, v, segment_ids, segment_ids, kernel)
+        return _on_shards(
+            splash_attention.attend, scaled, k, v, segment_ids, kernel,
+            splash_attention.partition_specs(kernel, mesh, sharding.RULES["length"]),
+        )  # fmt: skip
+    attend = functools.partial(blockwise_attention.attend, block=block)
     if implementation == "reference":
         attend = _reference
-    else:
-        attend = functools.partial(blockwise_attention.attend, block=block)
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh.empty:
         return attend(scaled, k, v, segment_ids, segment_ids, jnp.int32(0))
+    return _on_shards(functools.partial(_attend_pieces, attend), scaled, k, v, segment_ids, (), ())
 
-    def attend_shard(q, k, v, segment_ids_q, segment_ids_k):
-        offset = jax.lax.axis_index("context") * q.shape[1]
-        return attend(q, k, v, segment_ids_q, segment_ids_k, offset)
+
+def _on_shards(
+    attend: Callable[..., Array],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    kernel: object,
+    kernel_specs: object,
+) -> Float[Array, "B T N H"]:
+    """`attend` on the shards of the mesh; keys and values come to it in the row's own order."""
+    num_shards = sharding.num_shards("length")
 
     rows, length, heads = (sharding.RULES[axis] for axis in ("batch", "length", "heads"))
+
+    def whole(x: Array) -> Array:
+        if num_shards == 1:
+            return x
+        gathered = jax.lax.all_gather(x, length, axis=1, tiled=True)
+        return context_parallel.restore(gathered, num_shards)
+
+    def attend_shard(q, k, v, segment_ids, kernel):
+        return attend(q, whole(k), whole(v), segment_ids, whole(segment_ids), kernel)
+
+    cut = P(rows, length, heads)
     return jax.shard_map(
         attend_shard,
-        in_specs=(
-            P(rows, length, heads),
-            P(rows, None, heads),
-            P(rows, None, heads),
-            P(rows, length),
-            P(rows, None),
-        ),
-        out_specs=P(rows, length, heads),
+        in_specs=(cut, cut, cut, P(rows, length), kernel_specs),
+        out_specs=cut,
         check_vma=False,  # custom_vjp and loops with data-dependent bounds lie inside
-    )(scaled, k, v, segment_ids, segment_ids)
+    )(q, k, v, segment_ids, kernel)
+
+
+def _attend_pieces(
+    attend: Callable[..., Array],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    ids_q: Int[Array, "B T"],
+    ids_k: Int[Array, "B S"],
+    kernel: object,
+) -> Float[Array, "B T N H"]:
+    """`attend` for the pieces of a row that this shard holds, each of which is contiguous."""
+    del kernel
+    num_shards = k.shape[1] // q.shape[1]
+    if num_shards == 1:
+        return attend(q, k, v, ids_q, ids_k, jnp.int32(0))
+    shard, length = jax.lax.axis_index("context"), q.shape[1] // 2
+    pieces = (shard, 2 * num_shards - 1 - shard)
+    halves = zip(pieces, jnp.split(q, 2, axis=1), jnp.split(ids_q, 2, axis=1), strict=True)
+    return jnp.concatenate(
+        [attend(half, k, v, ids, ids_k, piece * length) for piece, half, ids in halves], axis=1
+    )
 
 
 def _reference(

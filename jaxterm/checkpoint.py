@@ -69,6 +69,10 @@ class Checkpointer:
             ),
         )
 
+    def wait(self) -> None:
+        """Until all that is being saved is on disk."""
+        self._manager.wait_until_finished()
+
     def restore(
         self, step: int, abstract_params: model.Params, abstract_optimizer: Any
     ) -> tuple[model.Params, Any, Progress]:

@@ -7,8 +7,8 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+REMAT_TENSORS = ("stream", "q", "k", "v", "attention", "middle", "gate", "up")
 DType = Literal["float32", "bfloat16"]
-RematPolicy = Literal["none", "dots", "full"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -44,14 +44,30 @@ class ComputeConfig:
 
     param_dtype: DType = "float32"
     compute_dtype: DType = "bfloat16"
-    remat: RematPolicy = "full"  # what a block keeps for its backward pass: all, products, nothing
-    attention: Literal["auto", "reference", "blockwise"] = "auto"
+    # What a block keeps for its backward pass, see jaxterm/remat.py: everything, or less and less.
+    remat: Literal["none", "dots", "projections", "attention", "full"] = "full"
+    remat_keep: tuple[str, ...] = ()  # tensors more to keep: q, k, v, attention, middle, gate, up
+    remat_offload: tuple[str, ...] = ()  # tensors kept in the host's memory; stream too
+    attention: Literal["auto", "reference", "blockwise", "splash", "jax_splash"] = "auto"
     attention_block: int = 128  # tokens a side of one tile of blockwise attention
+    mlp_chunks: int = 1  # parts of the MLP that are computed one after another, to save memory
     loss_chunk_tokens: int = 1024  # positions of a row whose logits exist at one time
 
     def __post_init__(self):
         _check_choices(self, "config.compute")
-        for name in ("attention_block", "loss_chunk_tokens"):
+        for name, allowed in (("remat_keep", REMAT_TENSORS[1:]), ("remat_offload", REMAT_TENSORS)):
+            unknown = sorted(set(getattr(self, name)) - set(allowed))
+            require(
+                not unknown,
+                f"config.compute.{name}={','.join(unknown)}: a tensor is one of "
+                f"{', '.join(allowed)}",
+            )
+        require(
+            self.remat != "none" or not (self.remat_keep or self.remat_offload),
+            "config.compute.remat=none keeps everything: leave remat_keep and remat_offload empty, "
+            "or set remat=full to begin with nothing",
+        )
+        for name in ("attention_block", "mlp_chunks", "loss_chunk_tokens"):
             value = getattr(self, name)
             require(value > 0, f"config.compute.{name}={value} must be positive")
 
@@ -151,28 +167,46 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW under a warm-up and cosine schedule; the defaults are the paper's (section 5.1)."""
+    """How gradients become updates; the defaults are the paper's (section 5.1): AdamW, cosine."""
 
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW for all else
     peak_lr: float = 2e-5
+    schedule: Literal["cosine", "wsd"] = "cosine"  # wsd: level after the warm-up, then a line down
     warmup_fraction: float = 0.1  # of all steps
-    final_lr_fraction: float = 0.0  # of peak_lr, where the cosine ends
+    decay_fraction: float = 0.1  # of all steps, the last ones: where wsd goes down
+    final_lr_fraction: float = 0.0  # of peak_lr, where the schedule ends
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    muon_momentum: float = 0.95
     weight_decay: float = 1e-4  # on matrices; never on norm scales
     max_grad_norm: float = 1.0  # global; 0 does not clip
     num_micro_batches: int = 1  # a step's batch is computed in this many parts
+    moment_dtype: DType = "float32"  # as moments are kept; every update is computed in float32
+    state_memory: Literal["device", "host"] = "device"  # where moments lie between two updates
 
     def __post_init__(self):
+        _check_choices(self, "config.optimizer")
         for name in ("peak_lr", "epsilon", "num_micro_batches"):
             value = getattr(self, name)
             require(value > 0, f"config.optimizer.{name}={value} must be positive")
-        for name in ("warmup_fraction", "final_lr_fraction"):
+        for name in ("warmup_fraction", "decay_fraction", "final_lr_fraction"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"config.optimizer.{name}={value} must be in [0, 1]")
-        for name in ("beta1", "beta2"):  # 1: Adam's correction of the bias divides by zero
+        require(
+            self.schedule != "wsd" or self.warmup_fraction + self.decay_fraction <= 1,
+            f"config.optimizer.warmup_fraction={self.warmup_fraction} and config.optimizer."
+            f"decay_fraction={self.decay_fraction} must not be more than 1 together",
+        )
+        for name in ("beta1", "beta2", "muon_momentum"):  # 1: the bias's correction divides by 0
             value = getattr(self, name)
             require(0 <= value < 1, f"config.optimizer.{name}={value} must be in [0, 1)")
+            # Of its eight bits, a change of less than half the last one is rounded away.
+            require(
+                self.moment_dtype == "float32" or value <= 0.99,
+                f"config.optimizer.{name}={value} must be at most 0.99 with config.optimizer."
+                "moment_dtype='bfloat16', which cannot hold so small a change of a moment",
+            )
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             require(value >= 0, f"config.optimizer.{name}={value} must not be negative")

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxterm import sharding
@@ -115,13 +116,55 @@ def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array)
         return _cut(d_head), (losses.sum(), d_x)
 
     # Each shard of the rows and of the length sums its own part, [R, C, D, V], over all chunks;
-    # the parts meet once, behind the loop.
-    zeros = jnp.zeros((row_shards, length_shards, *head.shape[::-1]), jnp.float32)
+    # the parts meet once, behind the loop. They are made once the head is there, not beside it.
+    head, zero = jax.lax.optimization_barrier((head, jnp.float32(0)))
+    zeros = jnp.full((row_shards, length_shards, *head.shape[::-1]), zero)
     d_head, (sums, d_hidden) = jax.lax.scan(
         chunk, _cut(zeros), (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens))
     )
-    d_head = sharding.constrain(d_head.sum((0, 1)), "embed", "vocab")
+    # Before anything else is done: so that the parts do not wait beside the blocks' backward pass.
+    d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, _sum_of_parts(d_head)))
     return sums.sum(), (_from_chunks(d_hidden), d_head)
+
+
+def _sum_of_parts(parts: Float[Array, "R C D V"]) -> Float[Array, "D V"]:
+    """Each shard gets the sum of its own rows of [D, V] alone: a reduce-scatter.
+
+    Round a ring, written out: on more than one row of chips the TPU compiler would sum all of them
+    everywhere, twice the bytes and a second array of this size, and then take the shard's own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return parts.sum((0, 1))
+    rows, length, embed, vocab = (
+        sharding.RULES[axis] for axis in ("batch", "length", "embed", "vocab")
+    )
+    copies = tuple(axis for axis in rows if axis not in embed)
+
+    def sum_shard(part: Float[Array, "1 1 D v"]) -> Float[Array, "d v"]:
+        return jax.lax.psum(_ring_sum(part[0, 0], embed), copies)
+
+    return jax.shard_map(
+        sum_shard, in_specs=P(rows, length, None, vocab), out_specs=P(embed, vocab), check_vma=False
+    )(parts)
+
+
+def _ring_sum(x: Float[Array, "D v"], axes: tuple[str, ...]) -> Float[Array, "d v"]:
+    """Piece i of the sum of x over the shards of the axes, on shard i.
+
+    Each piece goes once round, is added to on every shard, and ends on its own.
+    """
+    num, own = jax.lax.axis_size(axes), jax.lax.axis_index(axes)
+    size = x.shape[0] // num
+    to_next = [(i, (i + 1) % num) for i in range(num)]
+
+    def piece(number: Int[Array, ""]) -> Float[Array, "d v"]:
+        return jax.lax.dynamic_slice_in_dim(x, (number % num) * size, size)
+
+    def hop(step: Int[Array, ""], travelling: Float[Array, "d v"]) -> Float[Array, "d v"]:
+        return jax.lax.ppermute(travelling, axes, to_next) + piece(own - step - 1)
+
+    return jax.lax.fori_loop(1, num, hop, piece(own - 1))
 
 
 def _per_shard_products(

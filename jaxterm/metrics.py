@@ -11,10 +11,11 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
 
 from jaxterm import architecture
@@ -85,6 +86,19 @@ def throughput(
     return rates
 
 
+def step_times(seconds: Sequence[float]) -> dict[str, float]:
+    """How the seconds of some steps are spread; Ledger.watch of goodput.py says what they measure.
+
+    Interpolated where a percentile lies between two steps.
+    """
+    p50, p90 = np.percentile(seconds, [50, 90])
+    return {
+        "step_seconds_p50": float(p50),
+        "step_seconds_p90": float(p90),
+        "step_seconds_max": max(seconds),
+    }
+
+
 class MetricsWriter:
     """Writes records of a run, each under its step; a resumed run goes on in the same files."""
 
@@ -129,12 +143,12 @@ class MetricsWriter:
             self._wandb.finish()
 
 
-def read_records(workdir: pathlib.Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind, in the order of their steps; an unfinished last line is left out."""
+def read_records(workdir: pathlib.Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of one kind, or all, as they were written; without an unfinished last line."""
     path = workdir / FILE_NAME
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [record for record in records if record["kind"] == kind]
+    return [record for record in records if kind is None or record["kind"] == kind]
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:

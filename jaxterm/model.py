@@ -9,7 +9,6 @@ have a leading dim `layers`, run by a scan over a rematerialised body.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,21 +16,10 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Int
 
-from jaxterm import architecture, attention, config, rope, sharding
+from jaxterm import architecture, attention, config, embedding, remat, rope, sharding
 
 # A nested dict of arrays (or their descriptions); the blocks' leaves are stacked, [L, ...].
 Params = dict[str, Any]
-
-# What a block keeps from its forward pass for its backward pass.
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    # The products with weights and what attention gives: elementwise work alone is repeated.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 # Standard deviation of a fresh matrix (initializer_range of Qwen3's config.json).
 INITIAL_STDDEV = 0.02
@@ -83,8 +71,8 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Mix the tokens of each segment."""
         q, k, v = (
-            jnp.einsum("BTD,NHD->BTNH", x, weight[...].astype(x.dtype))
-            for weight in (self.q, self.k, self.v)
+            remat.name(jnp.einsum("BTD,NHD->BTNH", x, weight[...].astype(x.dtype)), name)
+            for name, weight in (("q", self.q), ("k", self.k), ("v", self.v))
         )
         q = rope.rotate(self.q_norm(q), *cos_sin)
         k = rope.rotate(self.k_norm(k), *cos_sin)
@@ -96,7 +84,11 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU: down(silu(gate(x)) * up(x)).
+
+    F may be cut into chunks, done one after another: the arrays [B, T, F], the largest of a block,
+    then exist a chunk at a time, in both passes. What is computed and communicated stays the same.
+    """
 
     def __init__(
         self, model: architecture.ModelConfig, compute: config.ComputeConfig, rngs: nnx.Rngs
@@ -105,12 +97,67 @@ class MLP(nnx.Module):
         self.gate = _matrix(rngs, dtype, f, d, axes=("mlp", "embed"))
         self.up = _matrix(rngs, dtype, f, d, axes=("mlp", "embed"))
         self.down = _matrix(rngs, dtype, d, f, axes=("embed", "mlp"))
+        self.compute = compute
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transform each token."""
-        gate = jnp.einsum("BTD,FD->BTF", x, self.gate[...].astype(x.dtype))
-        up = jnp.einsum("BTD,FD->BTF", x, self.up[...].astype(x.dtype))
-        return jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, self.down[...].astype(x.dtype))
+        gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
+        num_chunks = self.compute.mlp_chunks
+        if num_chunks == 1:
+            return _swiglu(x, gate, up, down)
+
+        @functools.partial(jax.checkpoint, policy=remat.policy_of(self.compute), prevent_cse=False)
+        def add_chunk(total, weights):
+            return total + _swiglu(x, *weights), None
+
+        chunks = (*(_chunks(w, num_chunks, 0) for w in (gate, up)), _chunks(down, num_chunks, 1))
+        return jax.lax.scan(add_chunk, jnp.zeros_like(x), chunks)[0]
+
+
+def _chunks(weight: Array, num_chunks: int, axis: int) -> Array:
+    """[chunks, ...]: of each shard of `mlp` a piece in every chunk."""
+    shards = sharding.num_shards("mlp")
+    shape = weight.shape
+    cut = weight.reshape(*shape[:axis], shards, num_chunks, -1, *shape[axis + 1 :])
+    cut = jnp.moveaxis(cut, axis + 1, 0)
+    return cut.reshape(num_chunks, *shape[:axis], -1, *shape[axis + 1 :])
+
+
+def _swiglu(
+    x: Float[Array, "B T D"],
+    gate: Float[Array, "F D"],
+    up: Float[Array, "F D"],
+    down: Float[Array, "D F"],
+) -> Float[Array, "B T D"]:
+    gated = remat.name(jnp.einsum("BTD,FD->BTF", x, gate), "gate")
+    upped = remat.name(jnp.einsum("BTD,FD->BTF", x, up), "up")
+    return _down(gated, upped, down)
+
+
+@jax.custom_vjp
+def _down(
+    gate: Float[Array, "B T F"], up: Float[Array, "B T F"], weight: Float[Array, "D F"]
+) -> Float[Array, "B T D"]:
+    """down(silu(gate) * up), whose backward pass never holds more than three [B, T, F] arrays."""
+    return jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, weight)
+
+
+def _down_forward(gate: Array, up: Array, weight: Array):
+    return _down(gate, up, weight), (gate, up, weight)
+
+
+def _down_backward(residuals: tuple[Array, Array, Array], d_out: Float[Array, "B T D"]):
+    gate, up, weight = residuals
+    d_weight = jnp.einsum("BTD,BTF->DF", d_out, jax.nn.silu(gate) * up)
+    # The product that is made of gate and up is used up before its gradient is made; the gradients
+    # of gate and up then take their places.
+    d_weight, gate, up, d_out = jax.lax.optimization_barrier((d_weight, gate, up, d_out))
+    d_product = jnp.einsum("BTD,DF->BTF", d_out, weight)
+    silu, d_silu = jax.vjp(jax.nn.silu, gate)
+    return *d_silu(d_product * up), d_product * silu, d_weight
+
+
+_down.defvjp(_down_forward, _down_backward)
 
 
 class Block(nnx.Module):
@@ -137,8 +184,10 @@ class Block(nnx.Module):
         cos_sin: tuple[Array, Array],
     ) -> Float[Array, "B T D"]:
         """The stream after this block."""
+        x = remat.name(x, "stream")
         with jax.named_scope("attention"):
             x = x + self.attention(self.attention_norm(x), segment_ids, cos_sin)
+            x = remat.name(x, "middle")
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.mlp_norm(x))
         return sharding.constrain(x, "batch", "length", None)
@@ -181,14 +230,14 @@ class Qwen3(nnx.Module):
         """
         dtype = jnp.dtype(self.compute.compute_dtype)
         with jax.named_scope("embed"):
-            # The table's rows are gathered whole before the look-up, not their pieces after it.
-            table = sharding.constrain(self.embedding[...].astype(dtype), "vocab", None)
-            x = sharding.constrain(table[tokens], "batch", "length", None)
+            x = embedding.look_up(self.embedding[...], tokens, dtype)
         cos_sin = rope.rotation(positions, self.model)
+
+        policy = remat.policy_of(self.compute)
 
         # A scan's backward loop is another loop: nothing could be merged across them by CSE.
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        @functools.partial(nnx.remat, policy=REMAT_POLICIES[self.compute.remat], prevent_cse=False)
+        @functools.partial(nnx.remat, policy=policy, prevent_cse=False)
         def run_block(x, block):
             return block(x, segment_ids, cos_sin)
 

@@ -99,8 +99,20 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("curriculum", values["curriculum"]),
         *(_stage(stage) for stage in values["stages"]),
         ("thinking in earlier turns", data["think"]),
-        ("optimizer", f"AdamW ({optimizer['beta1']}, {optimizer['beta2']}), "
-                      f"weight decay {optimizer['weight_decay']}"),
-        ("learning rate", f"{optimizer['peak_lr']}, cosine after "
-                          f"{optimizer['warmup_fraction']:.0%} warm-up"),
+        ("optimizer", f"{_optimizer(optimizer)}, weight decay {optimizer['weight_decay']}"),
+        ("learning rate", f"{optimizer['peak_lr']}, {_schedule(optimizer)}"),
     ]  # fmt: skip
+
+
+def _optimizer(settings: dict[str, Any]) -> str:
+    adamw = f"AdamW ({settings['beta1']}, {settings['beta2']})"
+    if settings["name"] == "muon":
+        return f"Muon ({settings['muon_momentum']}) for the blocks' matrices, {adamw} for the rest"
+    return adamw
+
+
+def _schedule(settings: dict[str, Any]) -> str:
+    warmup = f"{settings['warmup_fraction']:.0%} warm-up"
+    if settings["schedule"] == "wsd":
+        return f"level after {warmup}, linear over the last {settings['decay_fraction']:.0%}"
+    return f"cosine after {warmup}"

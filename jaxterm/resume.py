@@ -13,6 +13,7 @@ from jaxterm import checkpoint, config
 # Settings that may differ on a resume, by the beginnings of their names.
 _FREE = (
     "start.", "compute.", "mesh.", "data.", "log.", "export.", "optimizer.num_micro_batches",
+    "optimizer.state_memory",
 )  # fmt: skip
 _FIXED = ("compute.param_dtype",)  # ... but not these; of data, the plan's hash decides
 
@@ -20,11 +21,18 @@ _FIXED = ("compute.param_dtype",)  # ... but not these; of data, the plan's hash
 def refuse_changes(run: config.TrainConfig, step_dir: pathlib.Path, plan_hash: str) -> None:
     """ValueError naming every setting that the checkpoint in `step_dir` has otherwise.
 
-    Settings that only one version of this program knows are not compared.
+    Settings that only one version of this program knows are not compared, unless it is known what
+    a version without them did.
     """
     done = checkpoint.load_progress(step_dir)
     stored = json.loads((step_dir / "config" / checkpoint.CONFIG_FILE).read_text())["run"]
     old, new = _flat(stored), _flat(config.to_json_dict(run))
+    # Before there were these settings, moments had the dtype of their parameters.
+    old = {
+        "optimizer.name": "adamw",
+        "optimizer.schedule": "cosine",
+        "optimizer.moment_dtype": old["compute.param_dtype"],
+    } | old
     faults = [
         f"config.{name} is {old[name]!r} there, now {new[name]!r}"
         for name in sorted(old.keys() & new.keys())

@@ -28,6 +28,8 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    # layers of a stacked weight while each device has some whole, not its part of all (muon.py)
+    "whole_layers": ("fsdp", "context"),
     # activations
     "batch": ("data", "fsdp"),
     "length": "context",
@@ -72,6 +74,16 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(logical_axes))
+
+
+def device_at_hand() -> tuple[str, str]:
+    """Platform and kind of the devices under `jax.set_mesh`, e.g. ("tpu", "TPU v5").
+
+    Never of `jax.devices()`: a step is also compiled for devices that are not there. Without a
+    mesh it is ("cpu", "").
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return ("cpu", "") if device is None else (device.platform, device.device_kind)
 
 
 def num_shards(logical_axis: str) -> int:

@@ -12,7 +12,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from jaxterm import heldout, inputs, metrics
+from jaxterm import goodput, heldout, inputs, metrics
 
 FILE_NAME = "summary.json"
 CURVE_NAME = "loss.png"
@@ -52,6 +52,7 @@ def write(
         "steps": steps[-1]["step"],
         "tokens_per_s": statistics.median(rates),
         "seconds": sum(record["seconds"] for record in steps),
+        "goodput": goodput.total(metrics.read_records(workdir, goodput.KIND)),
         "fill": report["fill"],
         "curriculum": report["options"]["curriculum"],
         "stages": [{name: stage[name] for name in _OF_STAGES} for stage in report["stages"]],
@@ -86,6 +87,8 @@ def show(values: dict[str, Any], workdir: pathlib.Path) -> None:
         f"rows filled {values['fill']:.1%}, last training loss {values['train_loss']:.4f}",
         highlight=False,
     )
+    if values["goodput"] is not None:
+        console.print(goodput.line(values["goodput"]), highlight=False, soft_wrap=True)
     lines = {
         "model": values["hf_dir"],
         "curve": workdir / CURVE_NAME,

@@ -4,6 +4,7 @@
     python -m jaxterm.train --config=configs/14b.py --workdir=DIR \\
         --config.start.hf_dir=/models/Qwen3-14B --config.data.corpus=/data/corpus
     python -m jaxterm.train --config=configs/8b.py --config.optimizer.peak_lr=1e-5
+    python -m jaxterm.train --config=configs/14b.py --workdir=DIR --profile=10:12
 
 A run is its folder: with a checkpoint in it the same command goes on where it stopped.
 """
@@ -14,6 +15,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 
 from jaxterm import (
     batches,
@@ -22,9 +24,11 @@ from jaxterm import (
     config,
     distributed,
     export,
+    goodput,
     heldout,
     inputs,
     model_card,
+    profiling,
     report,
     resume,
     sharding,
@@ -33,20 +37,31 @@ from jaxterm import (
     train_step,
 )
 
+PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST, steps to trace into WORKDIR/profile for xprof; both ends are"
+)
 
-def main(run: config.TrainConfig, workdir: pathlib.Path) -> int:
+
+def main(
+    run: config.TrainConfig, workdir: pathlib.Path, *, profile: profiling.Steps | None = None
+) -> int:
     """Train as `run` says in `workdir`; 0 when done, command.STOPPED when told to stop before."""
+    ledger = goodput.Ledger()
     distributed.start(run.mesh.num_cpu_devices)
     sizes = config.validate_on_devices(run, jax.device_count())
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices)
     ready = inputs.make_ready(run, workdir, sizes)
     num_steps = min(run.max_steps or ready.train.num_steps, ready.train.num_steps)
+    if profile:
+        profile.check(num_steps)
 
     folder = workdir / "checkpoints"
-    with checkpoint.Checkpointer(folder, keep=run.log.keep_checkpoints) as checkpoints:
+    with ledger, checkpoint.Checkpointer(folder, keep=run.log.keep_checkpoints) as checkpoints:
         state = _first_state(run, workdir, ready, mesh, checkpoints, num_steps)
         distributed.once("settings", lambda: _write_settings(run, workdir))
-        finished = _train(run, workdir, ready, mesh, checkpoints, state, num_steps)
+        finished = _train(
+            run, workdir, ready, mesh, checkpoints, state, num_steps, ledger=ledger, profile=profile
+        )
     if not finished:
         return command.STOPPED
 
@@ -83,38 +98,57 @@ def _train(
     checkpoints: checkpoint.Checkpointer,
     state: train_step.TrainState,
     num_steps: int,
+    *,
+    ledger: goodput.Ledger,
+    profile: profiling.Steps | None,
 ) -> bool:
     """The loop. Returns whether all steps are done."""
     first_step = int(state.step)
-    reports = report.Report(run, workdir, first_step=first_step, num_steps=num_steps)
-    evaluate = heldout.HeldoutLoss(run, ready.heldout, mesh) if ready.heldout else None
+    reports = report.Report(run, workdir, ledger, first_step=first_step, num_steps=num_steps)
+    profiler = profiling.Profiler(profile, workdir, first_step=first_step, say=reports.say)
+    heldout_loss = heldout.HeldoutLoss(run, ready.heldout, mesh) if ready.heldout else None
     step_function = train_step.jit_train_step(run, mesh, num_steps)
     rows = batches.iterate(
         ready.train, mesh, first_step=first_step, num_workers=run.data.num_workers
     )
 
-    def save(step: int) -> None:
+    def evaluate(step: int) -> None:
+        if heldout_loss is None:
+            return
+        reports.flush()
+        with ledger.phase(goodput.EVALUATION):
+            means = heldout_loss(state.params)
+        reports.heldout(step, means)
+
+    def save(step: int, *, is_end: bool) -> None:
+        reports.flush()  # a saved step has its reports on disk: a run killed later lacks none
         done = checkpoint.Progress(step=step, plan_hash=ready.train.plan_hash, seed=run.seed)
-        checkpoints.save(state.params, state.optimizer, done, run)
+        with ledger.phase(goodput.CHECKPOINT):
+            checkpoints.save(state.params, state.optimizer, done, run)
+            if is_end:
+                checkpoints.wait()
+        reports.goodput(step)
 
     note = ready.unevenness(mesh.shape["data"] * mesh.shape["fsdp"])
-    with reports, distributed.StopSignal() as stop, jax.set_mesh(mesh):
+    with reports, profiler, distributed.StopSignal() as stop, jax.set_mesh(mesh):
         if note:
             reports.say(note)
-        if evaluate and first_step == 0:
-            reports.heldout(0, evaluate(state.params))
+        if first_step == 0:
+            evaluate(0)
         for step in range(first_step + 1, num_steps + 1):
-            batch, _ = next(rows)
+            profiler.before(step, state)
+            with ledger.phase(goodput.INPUT):
+                batch, _ = next(rows)
             num_positions = batch["tokens"].size
-            state, values = step_function(state, batch)
+            with ledger.dispatch(batch["tokens"].shape), profiling.step_marker(step):
+                state, values = step_function(state, batch)
             reports.step(step, values, num_positions)
+            profiler.after(step, values)
             last, stopped = step == num_steps, stop.asked(step)
-            # A saved step has its reports on disk: a run that is killed later lacks none.
-            if evaluate and (last or (_is_due(step, run.log.eval_every_steps) and not stopped)):
-                reports.heldout(step, evaluate(state.params))
+            if last or (_is_due(step, run.log.eval_every_steps) and not stopped):
+                evaluate(step)
             if last or stopped or _is_due(step, run.log.checkpoint_every_steps):
-                reports.flush()
-                save(step)
+                save(step, is_end=last or stopped)
             if stopped:
                 break
     done = int(state.step) == num_steps
@@ -147,4 +181,4 @@ def _finish(run: config.TrainConfig, workdir: pathlib.Path, ready: inputs.Inputs
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(lambda run, workdir: main(run, workdir, profile=profiling.parse(PROFILE.value)))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxterm import config, loss, model, optimizer, sharding
+from jaxterm import config, context_parallel, loss, model, moments, optimizer, sharding
 
 Batch = dict[str, Int[Array, "B T"]]
 Metrics = dict[str, Float[Array, ""]]
@@ -34,8 +34,8 @@ def init_state(
     abstract = abstract_state(run, mesh, num_steps)
     transform = optimizer.make_optimizer(run.optimizer, num_steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
-    moments = jax.jit(transform.init, out_shardings=shardings)(params)
-    return TrainState(params, moments, jax.device_put(jnp.int32(0), abstract.step.sharding))
+    state = jax.jit(transform.init, out_shardings=shardings)(params)
+    return TrainState(params, state, jax.device_put(jnp.int32(0), abstract.step.sharding))
 
 
 def abstract_state(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int) -> TrainState:
@@ -43,21 +43,8 @@ def abstract_state(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: 
     params = model.abstract_params(run.model, run.compute, mesh)
     transform = optimizer.make_optimizer(run.optimizer, num_steps)
     replicated = sharding.named_sharding(mesh)
-
-    def scalar(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
-
-    # Moments come out of optax as trees like the parameters; what else there is are counters.
-    moments = optax.tree.map_params(
-        transform,
-        lambda leaf, parameter: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=parameter.sharding
-        ),
-        jax.eval_shape(transform.init, params),
-        params,
-        transform_non_params=scalar,
-    )
-    return TrainState(params, moments, scalar(jax.ShapeDtypeStruct((), jnp.int32)))
+    state = moments.abstract_state(transform, params, run.optimizer, replicated)
+    return TrainState(params, state, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated))
 
 
 def make_train_step(
@@ -70,8 +57,9 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         total = num_loss_tokens(batch)
         mean_loss, grads = _accumulate(run, state.params, batch, total)
-        updates, moments = transform.update(grads, state.optimizer, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, next_state = transform.update(grads, state.optimizer, state.params)
+            params: Any = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": mean_loss,
             "grad_norm": optax.tree.norm(grads),
@@ -85,7 +73,7 @@ def make_train_step(
             ).sum(),
         }
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-        return TrainState(params, moments, state.step + 1), metrics
+        return TrainState(params, next_state, state.step + 1), metrics
 
     return train_step
 
@@ -103,6 +91,7 @@ def make_eval_step(
         with jax.named_scope("loss"):
             losses = loss.token_losses(hidden, head, targets, **_loss_sizes(run))
         counted = targets != loss.IGNORED
+        groups = context_parallel.balance(groups)
         one_hot = jax.nn.one_hot(groups, num_groups) * counted[..., None]
         # Not a product of matrices, which a TPU would round to bfloat16.
         return (losses[..., None] * one_hot).sum((0, 1)), one_hot.sum((0, 1))
@@ -119,11 +108,17 @@ def num_loss_tokens(batch: Batch) -> Int[Array, ""]:
 def _decode(
     run: config.TrainConfig, params: model.Params, batch: Batch
 ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], Int[Array, "B T"]]:
-    """Hidden states, the head that makes logits of them, and the targets."""
-    decoder = model.with_params(run.model, run.compute, params)
-    hidden = decoder(batch["tokens"], batch["positions"], batch["segment_ids"])
+    """Hidden states, the head that makes logits of them, and the targets.
+
+    All in the order of tokens in which the shards of the length have even work.
+    """
     targets = loss.next_tokens(batch["tokens"], batch["segment_ids"], batch["loss_mask"])
-    return hidden, decoder.head, targets
+    tokens, positions, segment_ids, targets = (
+        sharding.constrain(context_parallel.balance(x), "batch", "length")
+        for x in (batch["tokens"], batch["positions"], batch["segment_ids"], targets)
+    )
+    decoder = model.with_params(run.model, run.compute, params)
+    return decoder(tokens, positions, segment_ids), decoder.head, targets
 
 
 def _loss_sizes(run: config.TrainConfig) -> dict[str, int]:
@@ -143,18 +138,24 @@ def _accumulate(
         with jax.named_scope("loss"):
             return loss.sum_of_losses(hidden, head, targets, **_loss_sizes(run))[0] / total
 
+    # The gradients of the blocks come in the compute dtype: that is what their products are, and
+    # half of what a float32 copy of them would take.
+    dtype = jnp.dtype(run.compute.compute_dtype)
+    used = params | {"layers": jax.tree.map(lambda p: p.astype(dtype), params["layers"])}
+
     def add(carry, part: Batch):
         part = {name: sharding.constrain(x, "batch", "length") for name, x in part.items()}
-        result = jax.value_and_grad(share_of_loss)(params, part)
+        result = jax.value_and_grad(share_of_loss)(used, part)
         return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), carry, result), None
 
     num_parts = run.optimizer.num_micro_batches
     if num_parts == 1:
-        return jax.value_and_grad(share_of_loss)(params, batch)
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), params))
-    parts = {name: _deal(x, num_parts) for name, x in batch.items()}
-    mean_loss, grads = jax.lax.scan(add, zeros, parts)[0]
-    # Back to the dtype that one micro-batch gives: the optimizer's state takes it over.
+        mean_loss, grads = jax.value_and_grad(share_of_loss)(used, batch)
+    else:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), params))
+        parts = {name: _deal(x, num_parts) for name, x in batch.items()}
+        mean_loss, grads = jax.lax.scan(add, zeros, parts)[0]
+    # In the dtype of the parameters: the optimizer's state takes it over.
     return mean_loss, jax.tree.map(lambda grad, p: grad.astype(p.dtype), grads, params)
 
 
@@ -163,9 +164,7 @@ def _deal(x: Int[Array, "B T"], num_parts: int) -> Int[Array, "parts rows T"]:
     return x.reshape(-1, num_parts, x.shape[1]).swapaxes(0, 1)
 
 
-def jit_train_step(
-    run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def jit_train_step(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int) -> Any:
     """`make_train_step`, compiled once, on first use; the state it is given is used up.
 
     The next state lies as the first one does. Were that left to the compiler, the second step

@@ -123,6 +123,9 @@ def test_commas_separate_corpora(parsed):
         ("--config.optimizer.beta1=1.0", r"config\.optimizer\.beta1=1\.0 must be in \[0, 1\)"),
         ("--config.optimizer.beta2=1.5", r"config\.optimizer\.beta2=1\.5 must be in"),
         ("--config.optimizer.epsilon=0.0", r"config\.optimizer\.epsilon=0\.0 must be positive"),
+        ("--config.optimizer.name=lion", r"optimizer\.name='lion' must be one of 'adamw', 'muon'"),
+        ("--config.optimizer.muon_momentum=1.0", r"muon_momentum=1\.0 must be in \[0, 1\)"),
+        ("--config.optimizer.decay_fraction=1.5", r"decay_fraction=1\.5 must be in \[0, 1\]"),
         ("--config.log.metrics_every_steps=0", r"metrics_every_steps=0 must be positive"),
         ("--config.export.max_shard_gb=0.0", r"config\.export\.max_shard_gb=0\.0 must be positive"),
         ("--config.max_steps=-1", r"config\.max_steps=-1 must not be negative"),
@@ -131,6 +134,27 @@ def test_commas_separate_corpora(parsed):
 def test_rules_hold_after_overrides(parsed, override, message):
     with pytest.raises(ValueError, match=message):
         parsed(override)
+
+
+def test_the_parts_of_a_schedule_fit_into_the_run(parsed):
+    wsd, most = "--config.optimizer.schedule=wsd", "--config.optimizer.warmup_fraction=0.9"
+    assert parsed(wsd, most).optimizer.warmup_fraction == 0.9
+    with pytest.raises(
+        ValueError, match=r"warmup_fraction=0\.9 and .*decay_fraction=0\.2 must not"
+    ):
+        parsed(wsd, most, "--config.optimizer.decay_fraction=0.2")
+    assert parsed(most, "--config.optimizer.decay_fraction=0.2")  # a cosine has no such part
+
+
+def test_bfloat16_holds_no_moment_that_moves_too_little(parsed):
+    """0.4 % of a value is half of its last bit: 0.999 would leave it as it is for ever."""
+    import ml_dtypes
+
+    assert ml_dtypes.bfloat16(1.0) * ml_dtypes.bfloat16(0.999) == 1.0
+    dtype = "--config.optimizer.moment_dtype=bfloat16"
+    assert parsed(dtype, "--config.optimizer.beta2=0.99").optimizer.moment_dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"beta2=0\.999 must be at most 0\.99 with .*bfloat16"):
+        parsed(dtype, "--config.optimizer.beta2=0.999")
 
 
 @pytest.mark.parametrize("schema", [type(getattr(FULL, f.name)) for f in dataclasses.fields(FULL)])
@@ -220,7 +244,7 @@ def test_mesh_that_does_not_fit_the_devices(mesh):
          r"config\.data\.global_batch_size / optimizer\.num_micro_batches=12 must be a multiple of "
          r"data\*fsdp=8"),
         ({"mesh": {"fsdp": 1, "context": 8}, "data": {"row_length": 60}},
-         r"config\.data\.row_length=60 must be a multiple of context=8"),
+         r"config\.data\.row_length=60 must be a multiple of 2\*context=16"),
         ({"mesh": {"fsdp": 2, "tensor": 4}},
          r"config\.model\.num_kv_heads=2 must be a multiple of tensor=4"),
         ({"mesh": {"fsdp": 1, "tensor": 8}}, r"config\.model\.num_heads=4 must be a multiple of"),

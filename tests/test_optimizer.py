@@ -41,6 +41,37 @@ def test_schedule_is_the_formula(warmup_fraction, num_steps, final_fraction):
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-11)
 
 
+def warmup_stable_decay(step, peak, warmup_steps, decay_steps, num_steps, final):
+    """The rate of a step, by hand."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    left = num_steps - step
+    if left >= decay_steps:
+        return peak
+    return final + (peak - final) * left / decay_steps
+
+
+@pytest.mark.parametrize(
+    ("warmup_fraction", "decay_fraction", "num_steps", "final_fraction"),
+    [(0.1, 0.1, 200, 0.0), (0.1, 0.2, 37, 0.1), (0.0, 0.5, 10, 0.0), (0.5, 0.5, 3, 0.0),
+     (0.2, 0.0, 10, 0.0), (0.0, 1.0, 10, 0.2), (0.0, 0.0, 4, 0.0), (0.0, 0.1, 1, 0.0)],
+)  # fmt: skip
+def test_wsd_is_the_formula(warmup_fraction, decay_fraction, num_steps, final_fraction):
+    settings = config.OptimizerConfig(
+        schedule="wsd", peak_lr=2e-5, warmup_fraction=warmup_fraction,
+        decay_fraction=decay_fraction, final_lr_fraction=final_fraction,
+    )  # fmt: skip
+    schedule = optimizer.make_schedule(settings, num_steps)
+    warmup_steps = round(warmup_fraction * num_steps)
+    decay_steps = min(round(decay_fraction * num_steps), num_steps - warmup_steps)
+    for step in range(num_steps + 1):
+        expected = warmup_stable_decay(
+            step, 2e-5, warmup_steps, decay_steps, num_steps, final_fraction * 2e-5
+        )
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-11)
+        assert float(jax.jit(schedule)(step)) == pytest.approx(expected, rel=1e-5, abs=1e-11)
+
+
 @pytest.mark.parametrize(("warmup_fraction", "num_steps"), [(1.0, 10), (0.9, 3), (0.6, 1)])
 def test_schedule_that_is_nearly_all_warm_up(warmup_fraction, num_steps):
     settings = config.OptimizerConfig(peak_lr=1.0, warmup_fraction=warmup_fraction)
@@ -143,6 +174,28 @@ def test_steps_are_those_of_the_paper():
     ours = drive(settings, params, gradients)
     np.testing.assert_allclose(ours["matrix"], flat["matrix"], rtol=0, atol=2e-6)
     np.testing.assert_allclose(ours["norm"]["scale"], flat["scale"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_steps_by_default_are_optax_adamw_bit_for_bit(max_grad_norm):
+    settings = config.OptimizerConfig(weight_decay=0.3, max_grad_norm=max_grad_norm)
+    rng = np.random.default_rng(2)
+    params = random_tree(rng, 1.0)
+    adamw = optax.adamw(
+        optimizer.make_schedule(settings, 4), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.3,
+        mask={"matrix": True, "norm": {"scale": False}},
+    )  # fmt: skip
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), adamw) if max_grad_norm else adamw
+    ours = optimizer.make_optimizer(settings, 4)
+    states = [ours.init(params), theirs.init(params)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])  # so are checkpoints
+    for _ in range(4):
+        gradient = random_tree(rng, 1.0)
+        (updates, states[0]), (expected, states[1]) = (
+            jax.jit(transform.update)(gradient, state, params)
+            for transform, state in zip((ours, theirs), states, strict=True)
+        )
+        jax.tree.map(np.testing.assert_array_equal, (updates, states[0]), (expected, states[1]))
 
 
 def test_everything_but_the_scales_of_norms_decays():
