@@ -1,4 +1,7 @@
-"""An Orbax checkpoint as a source of weights, read in chunks as it was written."""
+"""An Orbax checkpoint as a source of weights, read in chunks as it was written.
+
+That of a run with LoRA gives merged weights (convert/lora_merge.py).
+"""
 
 import json
 import math
@@ -12,7 +15,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 
-from convert import mapping, safetensors_io
+from convert import lora_merge, mapping, safetensors_io
 from jaxterm import checkpoint
 
 
@@ -31,22 +34,32 @@ class OrbaxSource:
         self.path = pathlib.Path(str(checkpoint.find_step_dir(folder)))
         self.model = checkpoint.load_model_config(self.path)
         params = (self.path / "params").resolve()
-        faults = _faults(_stored(params), mapping.leaves(self.model))
+        lora = checkpoint.load_lora_config(self.path)
+        parts = lora_merge.arrays(self.model, lora)
+        wanted = {name: shape for each in parts.values() for name, shape in each.values()}
+        faults = _faults(_stored(params), wanted)
         if faults:
             raise ValueError(
                 f"{params} does not hold the model that {self.path / 'config'} describes: "
                 + "; ".join(faults)
                 + "; take another checkpoint, or convert the Hugging Face folder again"
             )
-        self._arrays = _open_arrays(params, list(mapping.leaves(self.model)))
+        arrays = _open_arrays(params, list(wanted))
+        self._leaves = {
+            leaf: lora_merge.Stored(
+                leaf, {part: arrays[name] for part, (name, _) in each.items()},
+                scale=lora.alpha / max(lora.rank, 1),
+            )
+            for leaf, each in parts.items()
+        }  # fmt: skip
 
     def dtype(self, leaf: mapping.Leaf) -> np.dtype:
-        """The dtype the leaf is stored in."""
-        return np.dtype(self._arrays[leaf.name].dtype.numpy_dtype)
+        """The dtype the leaf is stored in; float32 where it is made of several arrays."""
+        return self._leaves[leaf.name].dtype
 
     def chunk_shape(self, leaf: mapping.Leaf) -> tuple[int, ...]:
         """The chunks in storage."""
-        chunks: Any = self._arrays[leaf.name].chunk_layout.read_chunk.shape
+        chunks = self._leaves[leaf.name].chunk_shape
         return tuple(min(chunk, dim) for chunk, dim in zip(chunks, leaf.shape, strict=True))
 
     def read(self, leaf: mapping.Leaf, region: mapping.Region) -> np.ndarray:
@@ -55,11 +68,11 @@ class OrbaxSource:
 
     def start_reading(self, leaf: mapping.Leaf, region: mapping.Region) -> Callable[[], np.ndarray]:
         """`read` in the background; what is returned waits for it."""
-        future = self._arrays[leaf.name][mapping.slices(region)].read()
+        read = self._leaves[leaf.name].start_reading(region)
 
         def finish() -> np.ndarray:
             try:
-                return future.result()
+                return read()
             except (ValueError, OSError) as error:
                 raise ValueError(
                     f"{self.path / 'params'}: {leaf.name} cannot be read, its files are damaged "
@@ -83,14 +96,14 @@ def _stored(params: pathlib.Path) -> dict[str, Any]:
     return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def _faults(stored: dict[str, Any], wanted: dict[str, mapping.Leaf]) -> list[str]:
+def _faults(stored: dict[str, Any], wanted: dict[str, tuple[int, ...]]) -> list[str]:
     faults = [f"{name} is missing" for name in wanted if name not in stored]
     faults += [f"{name} is unexpected" for name in sorted(stored.keys() - wanted.keys())]
     for name in wanted.keys() & stored.keys():
         shape, dtype = tuple(stored[name].shape), np.dtype(stored[name].dtype)
-        if shape != wanted[name].padded_shape:
-            faults.append(f"{name} is {shape}, should be {wanted[name].padded_shape}")
-        if dtype not in safetensors_io.DTYPE_NAMES:
+        if shape != wanted[name]:
+            faults.append(f"{name} is {shape}, should be {wanted[name]}")
+        if dtype not in safetensors_io.DTYPE_NAMES and not name.endswith(".codes"):
             faults.append(f"{name} is {dtype}, only bfloat16 and float32 are supported")
     return faults
 

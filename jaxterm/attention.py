@@ -12,21 +12,31 @@ their gradients are reduced to the shards that they came from.
 """
 
 import functools
+import logging
 import math
+import typing
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from jaxterm import blockwise_attention, context_parallel, sharding, splash_attention
+from jaxterm import (
+    blockwise_attention,
+    context_parallel,
+    gpu_attention,
+    sharding,
+    splash_attention,
+)
 
-Implementation = Literal["auto", "reference", "blockwise", "splash", "jax_splash"]
+# Each of them heeds segments.
+Implementation = Literal[
+    "auto", "reference", "blockwise", "splash", "jax_splash", "mosaic_gpu", "triton_gpu"
+]
 
-# What `auto` is on each platform; each of them heeds segments.
-_FASTEST: dict[str, Implementation] = {"tpu": "splash"}
+_log = logging.getLogger(__name__)
 
 
 def packed_attention(
@@ -48,14 +58,17 @@ def packed_attention(
         segment_ids: 1, 2, ... along a row; 0 is padding.
         implementation: `reference` builds the T x T mask; `blockwise` only ever holds one tile and
             does the work that the segments need, in plain jax.numpy; `splash` and `jax_splash` are
-            TPU kernels; `auto` is the fastest on the platform of the mesh at hand.
+            TPU kernels, `mosaic_gpu` and `triton_gpu` NVIDIA ones; `auto` is the fastest on the
+            devices of the mesh at hand.
         block: tokens a side of blockwise's tiles.
-        interpret: run a kernel in Pallas' interpreter, where there is no TPU.
+        interpret: run a TPU kernel in Pallas' interpreter, where there is no TPU.
+
+    Raises:
+        ValueError: the implementation is none of the above, or not for such arrays.
     """
     scaled = q * (1.0 / math.sqrt(q.shape[-1]))
     platform, device_kind = sharding.device_at_hand()
-    if implementation == "auto":
-        implementation = _FASTEST.get(platform, "blockwise")
+    implementation = choose(implementation, platform, device_kind, q.dtype)
     mesh = jax.sharding.get_abstract_mesh()
     if implementation in ("splash", "jax_splash"):
         num_shards = sharding.num_shards("length")
@@ -78,9 +91,43 @@ def packed_attention(
     attend = functools.partial(blockwise_attention.attend, block=block)
     if implementation == "reference":
         attend = _reference
+    elif implementation in ("mosaic_gpu", "triton_gpu"):
+        pieces = context_parallel.num_pieces(sharding.num_shards("length"))
+        attend = functools.partial(
+            gpu_attention.attend,
+            kernel=gpu_attention.make_kernel(implementation, q.dtype),
+            tile=gpu_attention.tile_for(q.shape[1] // pieces),
+        )
     if mesh.empty:
         return attend(scaled, k, v, segment_ids, segment_ids, jnp.int32(0))
     return _on_shards(functools.partial(_attend_pieces, attend), scaled, k, v, segment_ids, (), ())
+
+
+def choose(implementation: str, platform: str, device_kind: str, dtype: Any) -> Implementation:
+    """The implementation that `auto` stands for on these devices; any other is what it is.
+
+    Raises:
+        ValueError: it is unknown, as is one that lets segments see each other.
+    """
+    if implementation not in typing.get_args(Implementation):
+        raise ValueError(
+            f"config.compute.attention={implementation}: it must heed the segments of packed rows, "
+            f"as {', '.join(typing.get_args(Implementation))} do"
+        )
+    if implementation != "auto":
+        return typing.cast(Implementation, implementation)
+    if platform == "tpu":
+        return "splash"
+    if platform == "cpu":
+        return "blockwise"
+    kernel = gpu_attention.best_for(device_kind, dtype) if platform in ("gpu", "cuda") else None
+    if kernel is None:
+        _log.warning(
+            "No attention kernel that heeds segments is known for %s (%s): config.compute.attention"
+            "=auto is blockwise, in plain jax.numpy, which is slow there",
+            device_kind, platform,
+        )  # fmt: skip
+    return kernel or "blockwise"
 
 
 def _on_shards(

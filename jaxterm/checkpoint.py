@@ -2,7 +2,7 @@
 
 A step's folder, CHECKPOINT_DIR elsewhere in jaxterm:
 
-    params/     nested dict of stacked arrays (jaxterm/model.py)
+    params/     nested dict of stacked arrays (jaxterm/model.py; with LoRA jaxterm/trainable.py)
     optimizer/  optax's state                                    (a run's checkpoints only)
     progress/   step, plan hash, seed                            (a run's checkpoints only)
     config/     config.json: {"model": ..., "run": ... or null}
@@ -142,6 +142,13 @@ def load_model_config(step_dir: epath.PathLike) -> architecture.ModelConfig:
     return config.from_config_dict(of_model, architecture.ModelConfig)
 
 
+def load_lora_config(step_dir: epath.PathLike) -> config.LoraConfig:
+    """The LoRA settings of the run that wrote the checkpoint in `step_dir`; rank 0 without LoRA."""
+    path = epath.Path(step_dir) / "config" / CONFIG_FILE
+    run = json.loads(path.read_text()).get("run") or {}
+    return config.from_config_dict(run.get("lora", {}), config.LoraConfig)
+
+
 def load_progress(step_dir: epath.PathLike) -> Progress:
     """Where the run stood that wrote the checkpoint in `step_dir`."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
@@ -169,7 +176,7 @@ def params_save_args(params: model.Params) -> Any:
     """
 
     def describe(path: tuple[Any, ...], _: Any) -> ocp.SaveArgs:
-        is_stacked = path[0] == jax.tree_util.DictKey("layers")
+        is_stacked = path[0].key in ("layers", "lora")
         return ocp.SaveArgs(chunk_byte_size=64 * 2**20, shard_axes=(0,) if is_stacked else ())
 
     return jax.tree_util.tree_map_with_path(describe, params)

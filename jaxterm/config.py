@@ -20,6 +20,7 @@ from jaxterm.config_sections import (
     DataConfig,
     ExportConfig,
     LogConfig,
+    LoraConfig,
     MeshConfig,
     OptimizerConfig,
     StartConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "DataConfig",
     "ExportConfig",
     "LogConfig",
+    "LoraConfig",
     "MeshConfig",
     "OptimizerConfig",
     "StartConfig",
@@ -55,6 +57,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
 
@@ -64,6 +67,18 @@ class TrainConfig:
             self.data.global_batch_size % self.optimizer.num_micro_batches == 0,
             f"config.data.global_batch_size={self.data.global_batch_size} must be a multiple of "
             f"config.optimizer.num_micro_batches={self.optimizer.num_micro_batches}",
+        )
+        require(
+            not self.lora.rank or self.optimizer.name == "adamw",
+            f"config.optimizer.name={self.optimizer.name!r} is for whole weights, and config.lora."
+            f"rank={self.lora.rank} trains none; set --config.optimizer.name=adamw",
+        )
+        odd = [name for name in ("embed_dim", "mlp_dim", "head_dim")
+               if getattr(self.model, name) % 2 and self.lora.base_dtype == "nf4"]  # fmt: skip
+        require(
+            not odd,
+            f"config.model.{', '.join(odd)} must be even for config.lora.base_dtype='nf4', which "
+            "stores two values in a byte; set base_dtype=int8",
         )
 
 

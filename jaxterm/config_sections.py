@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 REMAT_TENSORS = ("stream", "q", "k", "v", "attention", "middle", "gate", "up")
 DType = Literal["float32", "bfloat16"]
+LORA_WEIGHTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def require(condition: bool, message: str) -> None:
@@ -48,8 +49,12 @@ class ComputeConfig:
     remat: Literal["none", "dots", "projections", "attention", "full"] = "full"
     remat_keep: tuple[str, ...] = ()  # tensors more to keep: q, k, v, attention, middle, gate, up
     remat_offload: tuple[str, ...] = ()  # tensors kept in the host's memory; stream too
-    attention: Literal["auto", "reference", "blockwise", "splash", "jax_splash"] = "auto"
+    attention: Literal[
+        "auto", "reference", "blockwise", "splash", "jax_splash", "mosaic_gpu", "triton_gpu"
+    ] = "auto"
     attention_block: int = 128  # tokens a side of one tile of blockwise attention
+    # Number format of the products with the blocks' weights, see jaxterm/product.py.
+    quantization: Literal["none", "int8", "fp8"] = "none"
     mlp_chunks: int = 1  # parts of the MLP that are computed one after another, to save memory
     loss_chunk_tokens: int = 1024  # positions of a row whose logits exist at one time
 
@@ -210,6 +215,33 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             require(value >= 0, f"config.optimizer.{name}={value} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Train small matrices beside frozen weights instead of all weights, see jaxterm/lora.py."""
+
+    rank: int = 0  # of the matrices; 0 trains all weights
+    alpha: float = 16.0  # what they add counts alpha / rank times
+    weights: tuple[str, ...] = LORA_WEIGHTS  # of each block, those that get such matrices
+    # How the blocks' frozen weights are stored: as compute.param_dtype says, or in 8 or 4 bits.
+    base_dtype: Literal["param", "int8", "nf4"] = "param"
+
+    def __post_init__(self):
+        _check_choices(self, "config.lora")
+        require(self.rank >= 0, f"config.lora.rank={self.rank} must not be negative; 0 is no LoRA")
+        require(self.alpha > 0, f"config.lora.alpha={self.alpha} must be positive")
+        unknown = sorted(set(self.weights) - set(LORA_WEIGHTS))
+        require(
+            bool(self.weights) and not unknown,
+            f"config.lora.weights={','.join(unknown or self.weights)}: name at least one of "
+            f"{', '.join(LORA_WEIGHTS)}, and no other",
+        )
+        require(
+            self.rank > 0 or self.base_dtype == "param",
+            f"config.lora.base_dtype={self.base_dtype!r} freezes the weights, and config.lora."
+            "rank=0 trains nothing else; set a rank, or base_dtype=param",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

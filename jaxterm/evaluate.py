@@ -11,7 +11,16 @@ import jax
 import rich.console
 import rich.table
 
-from jaxterm import checkpoint, command, config, distributed, heldout, inputs, model, sharding
+from jaxterm import (
+    checkpoint,
+    command,
+    config,
+    distributed,
+    heldout,
+    inputs,
+    sharding,
+    trainable,
+)
 
 
 def main(run: config.TrainConfig, workdir: pathlib.Path) -> None:
@@ -26,7 +35,8 @@ def main(run: config.TrainConfig, workdir: pathlib.Path) -> None:
             f"config.data.heldout_fraction={run.data.heldout_fraction}: {workdir} has no held-out "
             "sessions; set a fraction and train in another --workdir"
         )
-    params = checkpoint.load_params(step_dir, model.abstract_params(run.model, run.compute, mesh))
+    wanted = trainable.abstract_params(run.model, run.compute, run.lora, mesh)
+    params = checkpoint.load_params(step_dir, wanted)
     means = heldout.HeldoutLoss(run, ready.heldout, mesh)(params)
     if distributed.is_first():
         _show(means, title=f"Held-out loss, {workdir.name} after step {step_dir.name}")

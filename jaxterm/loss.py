@@ -48,6 +48,7 @@ def sum_of_losses(
     *,
     vocab_size: int,
     chunk_tokens: int,
+    trains_head: bool = True,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Cross-entropy in nats over all targets, and the number of targets.
 
@@ -60,10 +61,11 @@ def sum_of_losses(
         targets: ids below `vocab_size`, or IGNORED.
         vocab_size: of the tokenizer and model, padding not counted.
         chunk_tokens: positions of a row whose logits exist at one time.
+        trains_head: whether the head has a gradient; its memory and products are saved if not.
     """
     # Gathered once, here, and kept for all chunks; its gradient is reduced once too.
     head = sharding.constrain(head.astype(hidden.dtype), "vocab", None)
-    total = _sum_of_losses((vocab_size, chunk_tokens), hidden, head, targets)
+    total = _sum_of_losses((vocab_size, chunk_tokens, trains_head), hidden, head, targets)
     return total, (targets != IGNORED).sum()
 
 
@@ -89,20 +91,20 @@ def token_losses(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_of_losses(
-    sizes: tuple[int, int],
+    sizes: tuple[int, int, bool],
     hidden: Float[Array, "B T D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B T"],
 ) -> Float[Array, ""]:
-    vocab_size, chunk_tokens = sizes
+    vocab_size, chunk_tokens, _ = sizes
     return token_losses(
         hidden, head, targets, vocab_size=vocab_size, chunk_tokens=chunk_tokens
     ).sum()
 
 
-def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array):
-    """The sum, and its gradients: in the dtype of `hidden`, and in float32 as [D, V]."""
-    vocab_size, chunk_tokens = sizes
+def _forward(sizes: tuple[int, int, bool], hidden: Array, head: Array, targets: Array):
+    """The sum, and its gradients: in the dtype of `hidden`, and in float32 as [D, V] or None."""
+    vocab_size, chunk_tokens, trains_head = sizes
     row_shards, length_shards = sharding.num_shards("batch"), sharding.num_shards("length")
 
     def chunk(d_head, piece):
@@ -112,16 +114,21 @@ def _forward(sizes: tuple[int, int], hidden: Array, head: Array, targets: Array)
         d_logits = jnp.exp(logits - log_total[..., None]) - hits
         d_logits = jnp.where((wanted == IGNORED)[..., None], 0.0, d_logits).astype(x.dtype)
         d_x = jnp.einsum("BCIV,VD->BCID", d_logits, head)
-        d_head = d_head + _per_shard_products(x, d_logits, row_shards)
-        return _cut(d_head), (losses.sum(), d_x)
+        if trains_head:
+            d_head = _cut(d_head + _per_shard_products(x, d_logits, row_shards))
+        return d_head, (losses.sum(), d_x)
 
     # Each shard of the rows and of the length sums its own part, [R, C, D, V], over all chunks;
     # the parts meet once, behind the loop. They are made once the head is there, not beside it.
     head, zero = jax.lax.optimization_barrier((head, jnp.float32(0)))
-    zeros = jnp.full((row_shards, length_shards, *head.shape[::-1]), zero)
+    zeros = None
+    if trains_head:
+        zeros = _cut(jnp.full((row_shards, length_shards, *head.shape[::-1]), zero))
     d_head, (sums, d_hidden) = jax.lax.scan(
-        chunk, _cut(zeros), (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens))
+        chunk, zeros, (_to_chunks(hidden, chunk_tokens), _to_chunks(targets, chunk_tokens))
     )
+    if d_head is None:
+        return sums.sum(), (_from_chunks(d_hidden), None)
     # Before anything else is done: so that the parts do not wait beside the blocks' backward pass.
     d_hidden, d_head = jax.lax.optimization_barrier((d_hidden, _sum_of_parts(d_head)))
     return sums.sum(), (_from_chunks(d_hidden), d_head)
@@ -149,7 +156,7 @@ def _sum_of_parts(parts: Float[Array, "R C D V"]) -> Float[Array, "D V"]:
     )(parts)
 
 
-def _ring_sum(x: Float[Array, "D v"], axes: tuple[str, ...]) -> Float[Array, "d v"]:
+def _ring_sum(x: Float[Array, "D v"], axes: str | tuple[str, ...]) -> Float[Array, "d v"]:
     """Piece i of the sum of x over the shards of the axes, on shard i.
 
     Each piece goes once round, is added to on every shard, and ends on its own.
@@ -179,9 +186,13 @@ def _cut(d_head: Float[Array, "R C D V"]) -> Float[Array, "R C D V"]:
     return sharding.constrain(d_head, "batch", "length", None, "vocab")
 
 
-def _backward(sizes: tuple[int, int], gradients: tuple[Array, Array], scale: Float[Array, ""]):
+def _backward(
+    sizes: tuple[int, int, bool], gradients: tuple[Array, Array | None], scale: Float[Array, ""]
+):
     d_hidden, d_head = gradients
     d_hidden = (d_hidden * scale).astype(d_hidden.dtype)
+    if d_head is None:
+        return d_hidden, None, None
     return d_hidden, (d_head * scale).T.astype(d_hidden.dtype), None
 
 

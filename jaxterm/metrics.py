@@ -46,7 +46,11 @@ def peak_flops(device_kind: str) -> float:
 
 
 def step_flops(
-    model: architecture.ModelConfig, *, num_tokens: float, attention_pairs: float
+    model: architecture.ModelConfig,
+    *,
+    num_tokens: float,
+    attention_pairs: float,
+    is_frozen: bool = False,
 ) -> tuple[float, float]:
     """FLOPs of a training step for its matrices, and for attention, padding not counted.
 
@@ -54,9 +58,10 @@ def step_flops(
         model: its input embedding is a look-up and does not count, its output head does.
         num_tokens: of all segments.
         attention_pairs: (query, key) pairs that meet: len (len + 1) / 2, over the segments.
+        is_frozen: the matrices have no gradients (LoRA); the few FLOPs of adapters do not count.
     """
     embedding = 0 if model.tie_embeddings else model.vocab_size * model.embed_dim
-    matrices = 6.0 * (model.num_params() - embedding) * num_tokens
+    matrices = (4.0 if is_frozen else 6.0) * (model.num_params() - embedding) * num_tokens
     heads = 12.0 * model.num_layers * model.num_heads * model.head_dim
     return matrices, heads * attention_pairs
 
@@ -69,8 +74,9 @@ def throughput(
     num_loss_tokens: float,
     num_positions: float,
     attention_pairs: float,
+    is_frozen: bool = False,
 ) -> dict[str, float]:
-    """Rates of some steps that took `seconds` on all devices."""
+    """Rates of some steps that took `seconds` on all devices; `is_frozen` as in `step_flops`."""
     rates = {
         "seconds": seconds,
         "tokens_per_s": num_tokens / seconds,
@@ -80,7 +86,7 @@ def throughput(
     peak = peak_flops(jax.devices()[0].device_kind) * jax.device_count() * seconds
     if peak:
         matrices, attention = step_flops(
-            model, num_tokens=num_tokens, attention_pairs=attention_pairs
+            model, num_tokens=num_tokens, attention_pairs=attention_pairs, is_frozen=is_frozen
         )
         rates |= {"mfu": matrices / peak, "mfu_attention": (matrices + attention) / peak}
     return rates

@@ -16,7 +16,19 @@ import jax.numpy as jnp
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Int
 
-from jaxterm import architecture, attention, config, embedding, remat, rope, sharding
+from jaxterm import (
+    architecture,
+    attention,
+    config,
+    embedding,
+    lora,
+    product,
+    quantization,
+    remat,
+    rope,
+    sharding,
+    swiglu,
+)
 
 # A nested dict of arrays (or their descriptions); the blocks' leaves are stacked, [L, ...].
 Params = dict[str, Any]
@@ -68,10 +80,19 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         cos_sin: tuple[Array, Array],
+        adapters: dict[str, lora.Adapter] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Mix the tokens of each segment."""
+        """Mix the tokens of each segment; `adapters` as in `lora.Adapters`."""
+
+        def multiply(subscripts: str, x: Array, name: str, weight: nnx.Param) -> Array:
+            array = quantization.as_array(weight.get_value(), x.dtype)
+            adapter = (adapters or {}).get(name)
+            return product.product(
+                subscripts, x, array, adapter, quantization=self.compute.quantization
+            )
+
         q, k, v = (
-            remat.name(jnp.einsum("BTD,NHD->BTNH", x, weight[...].astype(x.dtype)), name)
+            remat.name(multiply("BTD,NHD->BTNH", x, name, weight), name)
             for name, weight in (("q", self.q), ("k", self.k), ("v", self.v))
         )
         q = rope.rotate(self.q_norm(q), *cos_sin)
@@ -80,15 +101,11 @@ class Attention(nnx.Module):
             q, k, v, segment_ids,
             implementation=self.compute.attention, block=self.compute.attention_block,
         )  # fmt: skip
-        return jnp.einsum("BTNH,DNH->BTD", mixed, self.o[...].astype(x.dtype))
+        return multiply("BTNH,DNH->BTD", mixed, "o", self.o)
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)).
-
-    F may be cut into chunks, done one after another: the arrays [B, T, F], the largest of a block,
-    then exist a chunk at a time, in both passes. What is computed and communicated stays the same.
-    """
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(
         self, model: architecture.ModelConfig, compute: config.ComputeConfig, rngs: nnx.Rngs
@@ -99,65 +116,15 @@ class MLP(nnx.Module):
         self.down = _matrix(rngs, dtype, d, f, axes=("embed", "mlp"))
         self.compute = compute
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Transform each token."""
-        gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
-        num_chunks = self.compute.mlp_chunks
-        if num_chunks == 1:
-            return _swiglu(x, gate, up, down)
-
-        @functools.partial(jax.checkpoint, policy=remat.policy_of(self.compute), prevent_cse=False)
-        def add_chunk(total, weights):
-            return total + _swiglu(x, *weights), None
-
-        chunks = (*(_chunks(w, num_chunks, 0) for w in (gate, up)), _chunks(down, num_chunks, 1))
-        return jax.lax.scan(add_chunk, jnp.zeros_like(x), chunks)[0]
-
-
-def _chunks(weight: Array, num_chunks: int, axis: int) -> Array:
-    """[chunks, ...]: of each shard of `mlp` a piece in every chunk."""
-    shards = sharding.num_shards("mlp")
-    shape = weight.shape
-    cut = weight.reshape(*shape[:axis], shards, num_chunks, -1, *shape[axis + 1 :])
-    cut = jnp.moveaxis(cut, axis + 1, 0)
-    return cut.reshape(num_chunks, *shape[:axis], -1, *shape[axis + 1 :])
-
-
-def _swiglu(
-    x: Float[Array, "B T D"],
-    gate: Float[Array, "F D"],
-    up: Float[Array, "F D"],
-    down: Float[Array, "D F"],
-) -> Float[Array, "B T D"]:
-    gated = remat.name(jnp.einsum("BTD,FD->BTF", x, gate), "gate")
-    upped = remat.name(jnp.einsum("BTD,FD->BTF", x, up), "up")
-    return _down(gated, upped, down)
-
-
-@jax.custom_vjp
-def _down(
-    gate: Float[Array, "B T F"], up: Float[Array, "B T F"], weight: Float[Array, "D F"]
-) -> Float[Array, "B T D"]:
-    """down(silu(gate) * up), whose backward pass never holds more than three [B, T, F] arrays."""
-    return jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, weight)
-
-
-def _down_forward(gate: Array, up: Array, weight: Array):
-    return _down(gate, up, weight), (gate, up, weight)
-
-
-def _down_backward(residuals: tuple[Array, Array, Array], d_out: Float[Array, "B T D"]):
-    gate, up, weight = residuals
-    d_weight = jnp.einsum("BTD,BTF->DF", d_out, jax.nn.silu(gate) * up)
-    # The product that is made of gate and up is used up before its gradient is made; the gradients
-    # of gate and up then take their places.
-    d_weight, gate, up, d_out = jax.lax.optimization_barrier((d_weight, gate, up, d_out))
-    d_product = jnp.einsum("BTD,DF->BTF", d_out, weight)
-    silu, d_silu = jax.vjp(jax.nn.silu, gate)
-    return *d_silu(d_product * up), d_product * silu, d_weight
-
-
-_down.defvjp(_down_forward, _down_backward)
+    def __call__(
+        self, x: Float[Array, "B T D"], adapters: dict[str, lora.Adapter] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Transform each token; `adapters` as in `lora.Adapters`."""
+        gate, up, down = (
+            quantization.as_array(weight.get_value(), x.dtype)
+            for weight in (self.gate, self.up, self.down)
+        )
+        return swiglu.swiglu(x, gate, up, down, adapters, self.compute)
 
 
 class Block(nnx.Module):
@@ -182,14 +149,18 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         segment_ids: Int[Array, "B T"],
         cos_sin: tuple[Array, Array],
+        adapters: lora.Adapters | None = None,
     ) -> Float[Array, "B T D"]:
         """The stream after this block."""
+        of_attention = of_mlp = None
+        if adapters is not None:
+            of_attention, of_mlp = adapters["attention"], adapters["mlp"]
         x = remat.name(x, "stream")
         with jax.named_scope("attention"):
-            x = x + self.attention(self.attention_norm(x), segment_ids, cos_sin)
+            x = x + self.attention(self.attention_norm(x), segment_ids, cos_sin, of_attention)
             x = remat.name(x, "middle")
         with jax.named_scope("mlp"):
-            x = x + self.mlp(self.mlp_norm(x))
+            x = x + self.mlp(self.mlp_norm(x), of_mlp)
         return sharding.constrain(x, "batch", "length", None)
 
 
@@ -220,6 +191,7 @@ class Qwen3(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
+        adapters: lora.Adapters | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last norm, in the compute dtype.
 
@@ -227,6 +199,7 @@ class Qwen3(nnx.Module):
             tokens: ids below `vocab_size`.
             positions: restarting at 0 in each segment.
             segment_ids: 1, 2, ... along a row; 0 is padding.
+            adapters: stacked as the weights are; None in a model that has none.
         """
         dtype = jnp.dtype(self.compute.compute_dtype)
         with jax.named_scope("embed"):
@@ -236,12 +209,12 @@ class Qwen3(nnx.Module):
         policy = remat.policy_of(self.compute)
 
         # A scan's backward loop is another loop: nothing could be merged across them by CSE.
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
         @functools.partial(nnx.remat, policy=policy, prevent_cse=False)
-        def run_block(x, block):
-            return block(x, segment_ids, cos_sin)
+        def run_block(x, block, adapters):
+            return block(x, segment_ids, cos_sin, adapters)
 
-        return self.final_norm(run_block(x, self.layers))
+        return self.final_norm(run_block(x, self.layers, adapters))
 
     @property
     def head(self) -> Float[Array, "V D"]:
@@ -267,13 +240,24 @@ def abstract_params(
     """
 
     def describe(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-        axes = variable.get_metadata("logical_axes")
-        axes = (None,) * (len(variable.shape) - len(axes)) + axes  # the leading dim `layers`
-        placed = None if mesh is None else sharding.named_sharding(mesh, *axes)
+        placed = None if mesh is None else sharding.named_sharding(mesh, *_axes(variable))
         return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed)
 
     flat = nnx.to_flat_state(nnx.state(_abstract_model(model, compute), nnx.Param))
     return traverse_util.unflatten_dict({path: describe(variable) for path, variable in flat})
+
+
+def logical_axes(
+    model: architecture.ModelConfig, compute: config.ComputeConfig
+) -> dict[tuple[str, ...], tuple[str | None, ...]]:
+    """Of each parameter, by its path in the tree: the logical axis of every dim."""
+    flat = nnx.to_flat_state(nnx.state(_abstract_model(model, compute), nnx.Param))
+    return {tuple(map(str, path)): _axes(variable) for path, variable in flat}
+
+
+def _axes(variable: nnx.Variable) -> tuple[str | None, ...]:
+    axes = variable.get_metadata("logical_axes")
+    return (None,) * (len(variable.shape) - len(axes)) + axes  # the leading dim `layers`
 
 
 def init_params(

@@ -99,9 +99,18 @@ def _settings(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("curriculum", values["curriculum"]),
         *(_stage(stage) for stage in values["stages"]),
         ("thinking in earlier turns", data["think"]),
+        *_lora(values["config"]["lora"]),
         ("optimizer", f"{_optimizer(optimizer)}, weight decay {optimizer['weight_decay']}"),
         ("learning rate", f"{optimizer['peak_lr']}, {_schedule(optimizer)}"),
     ]  # fmt: skip
+
+
+def _lora(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    if not settings["rank"]:
+        return []
+    base = "" if settings["base_dtype"] == "param" else f", base in {settings['base_dtype']}"
+    told = f"rank {settings['rank']}, alpha {settings['alpha']:g}{base}"
+    return [("LoRA, merged here", f"{told}, on {', '.join(settings['weights'])}")]
 
 
 def _optimizer(settings: dict[str, Any]) -> str:

@@ -4,10 +4,11 @@ Whatever they are kept as, a step computes with them in float32 on the device.
 
 In the host's memory they cost the device nothing while gradients are computed. A step then copies
 each leaf to the device, and back: as many bytes each way as they have, over the link to the host.
-The compiler sends ahead as many leaves as fit into the memory that is free, and about four arrays
-at the least.
+The compiler sends ahead as many leaves as the memory left free can hold, at the least about four
+arrays (libtpu 0.0.50): an update alone takes no less than without this, the rest of a step does.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -98,8 +99,8 @@ def map_moments(
     """
 
     def on_leaf(path: Path, leaf: Any) -> Any:
-        is_key = [isinstance(key, jax.tree_util.DictKey) for key in path]
-        depth = is_key[::-1].index(False) if False in is_key else len(path)
-        return function(path[len(path) - depth :], leaf) if depth else others(leaf)
+        inner = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), path[::-1])
+        of_parameter = tuple(inner)[::-1]
+        return function(of_parameter, leaf) if of_parameter else others(leaf)
 
     return jax.tree_util.tree_map_with_path(on_leaf, state)

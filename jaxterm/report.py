@@ -110,6 +110,7 @@ class Report:
             num_loss_tokens=totals["loss_tokens"],
             num_positions=self._num_positions,
             attention_pairs=totals["attention_pairs"],
+            is_frozen=self._run.lora.rank > 0,
         )
         rates |= metrics.step_times([pending.seconds.result() for pending in self._pending])
         rates |= self._ledger.take_waits() | {"wall_seconds": self._ledger.wall_seconds()}

@@ -31,6 +31,7 @@ def refuse_changes(run: config.TrainConfig, step_dir: pathlib.Path, plan_hash: s
     old = {
         "optimizer.name": "adamw",
         "optimizer.schedule": "cosine",
+        "lora.rank": 0,
         "optimizer.moment_dtype": old["compute.param_dtype"],
     } | old
     faults = [

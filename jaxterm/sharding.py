@@ -51,9 +51,12 @@ def make_mesh(
     if num_slices > 1:
         within = [sizes["data"] // num_slices, *shape[1:]]
         across = [num_slices, *[1] * (len(AXES) - 1)]
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices=devices, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+        # An axis of the mesh may be a part of a row of chips: 32 x 2 on a torus of 8 x 8.
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     # Auto: the compiler propagates shardings from the constraints below (jax 0.12's default,
     # Explicit, would want one written at every contraction over a sharded dim).
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

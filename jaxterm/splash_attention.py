@@ -206,7 +206,7 @@ def make_kernel(
         return jax.tree.map(np.asarray, made.result())
 
 
-def partition_specs(kernel: Any, mesh: Any, axis: str) -> Any:
+def partition_specs(kernel: Any, mesh: Any, axis: str | tuple[str, ...]) -> Any:
     """How shard_map cuts the kernel's leaves over a mesh axis."""
     dims = (axis,) if _is_tokamax(kernel) else (None, axis)  # jax's tables have a dim of heads
     return kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(*dims)))

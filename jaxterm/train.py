@@ -27,6 +27,7 @@ from jaxterm import (
     goodput,
     heldout,
     inputs,
+    model,
     model_card,
     profiling,
     report,
@@ -82,7 +83,7 @@ def _first_state(
     abstract = train_step.abstract_state(run, mesh, num_steps)
     if step is None:
         folder = start.checkpoint_folder(run, workdir, ready.hf_dir)
-        params = checkpoint.load_params(folder, abstract.params)
+        params = checkpoint.load_params(folder, model.abstract_params(run.model, run.compute, mesh))
         return train_step.init_state(run, mesh, params, num_steps)
     resume.refuse_changes(run, workdir / "checkpoints" / str(step), ready.train.plan_hash)
     params, moments, done = checkpoints.restore(step, abstract.params, abstract.optimizer)

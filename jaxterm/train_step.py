@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxterm import config, context_parallel, loss, model, moments, optimizer, sharding
+from jaxterm import (
+    config,
+    context_parallel,
+    loss,
+    model,
+    moments,
+    optimizer,
+    sharding,
+    trainable,
+)
 
 Batch = dict[str, Int[Array, "B T"]]
 Metrics = dict[str, Float[Array, ""]]
@@ -22,28 +31,37 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState(NamedTuple):
     """What a step changes."""
 
-    params: model.Params
-    optimizer: Any  # optax's state
+    params: model.Params  # all of them, of which jaxterm/trainable.py says what is trained
+    optimizer: Any  # optax's state, of what is trained
     step: Any  # steps done, an int32 scalar
 
 
 def init_state(
     run: config.TrainConfig, mesh: jax.sharding.Mesh, params: model.Params, num_steps: int
 ) -> TrainState:
-    """The state before the first step; the moments lie as their parameters do."""
+    """The state before the first step; the moments lie as their parameters do.
+
+    Args:
+        run: with config.lora the state has adapters too, and the model's weights as it wants them.
+        mesh: where the state lies.
+        params: the model's, in full.
+        num_steps: of the whole run.
+    """
     abstract = abstract_state(run, mesh, num_steps)
     transform = optimizer.make_optimizer(run.optimizer, num_steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.optimizer)
-    state = jax.jit(transform.init, out_shardings=shardings)(params)
+    params = trainable.init_params(run, mesh, params)
+    state = jax.jit(transform.init, out_shardings=shardings)(trainable.trained(params))
     return TrainState(params, state, jax.device_put(jnp.int32(0), abstract.step.sharding))
 
 
 def abstract_state(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: int) -> TrainState:
     """Shapes, dtypes and shardings of the state, for restoring it and for compiling without it."""
-    params = model.abstract_params(run.model, run.compute, mesh)
+    params = trainable.abstract_params(run.model, run.compute, run.lora, mesh)
     transform = optimizer.make_optimizer(run.optimizer, num_steps)
     replicated = sharding.named_sharding(mesh)
-    state = moments.abstract_state(transform, params, run.optimizer, replicated)
+    trained = trainable.trained(params)
+    state = moments.abstract_state(transform, trained, run.optimizer, replicated)
     return TrainState(params, state, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated))
 
 
@@ -58,12 +76,13 @@ def make_train_step(
         total = num_loss_tokens(batch)
         mean_loss, grads = _accumulate(run, state.params, batch, total)
         with jax.named_scope("optimizer"):
-            updates, next_state = transform.update(grads, state.optimizer, state.params)
-            params: Any = optax.apply_updates(state.params, updates)
+            trained: Any = trainable.trained(state.params)
+            updates, next_state = transform.update(grads, state.optimizer, trained)
+            trained = optax.apply_updates(trained, updates)
         metrics = {
             "loss": mean_loss,
             "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(trained),
             "learning_rate": schedule(state.step),
             "loss_tokens": total,
             "tokens": (batch["segment_ids"] > 0).sum(),
@@ -73,6 +92,7 @@ def make_train_step(
             ).sum(),
         }
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        params = trainable.with_trained(state.params, trained)
         return TrainState(params, next_state, state.step + 1), metrics
 
     return train_step
@@ -117,8 +137,9 @@ def _decode(
         sharding.constrain(context_parallel.balance(x), "batch", "length")
         for x in (batch["tokens"], batch["positions"], batch["segment_ids"], targets)
     )
-    decoder = model.with_params(run.model, run.compute, params)
-    return decoder(tokens, positions, segment_ids), decoder.head, targets
+    base, adapters = trainable.parts(params, run.lora)
+    decoder = model.with_params(run.model, run.compute, base)
+    return decoder(tokens, positions, segment_ids, adapters), decoder.head, targets
 
 
 def _loss_sizes(run: config.TrainConfig) -> dict[str, int]:
@@ -131,17 +152,27 @@ def _loss_sizes(run: config.TrainConfig) -> dict[str, int]:
 def _accumulate(
     run: config.TrainConfig, params: model.Params, batch: Batch, total: Int[Array, ""]
 ) -> tuple[Float[Array, ""], model.Params]:
-    """Loss and gradients of the global batch, micro-batch after micro-batch, summed in float32."""
+    """Loss of the global batch and gradients of what is trained.
 
-    def share_of_loss(params: model.Params, part: Batch) -> Float[Array, ""]:
-        hidden, head, targets = _decode(run, params, part)
+    Micro-batch after micro-batch, summed in float32.
+    """
+    trained = trainable.trained(params)
+    is_whole = trained is params
+
+    def share_of_loss(used: model.Params, part: Batch) -> Float[Array, ""]:
+        hidden, head, targets = _decode(run, trainable.with_trained(params, used), part)
         with jax.named_scope("loss"):
-            return loss.sum_of_losses(hidden, head, targets, **_loss_sizes(run))[0] / total
+            sum_of_losses, _ = loss.sum_of_losses(
+                hidden, head, targets, trains_head=is_whole, **_loss_sizes(run)
+            )
+            return sum_of_losses / total
 
-    # The gradients of the blocks come in the compute dtype: that is what their products are, and
-    # half of what a float32 copy of them would take.
-    dtype = jnp.dtype(run.compute.compute_dtype)
-    used = params | {"layers": jax.tree.map(lambda p: p.astype(dtype), params["layers"])}
+    used = trained
+    if is_whole:
+        # The gradients of the blocks come in the compute dtype: that is what their products are,
+        # and half of what a float32 copy of them would take.
+        dtype = jnp.dtype(run.compute.compute_dtype)
+        used = params | {"layers": jax.tree.map(lambda p: p.astype(dtype), params["layers"])}
 
     def add(carry, part: Batch):
         part = {name: sharding.constrain(x, "batch", "length") for name, x in part.items()}
@@ -152,11 +183,11 @@ def _accumulate(
     if num_parts == 1:
         mean_loss, grads = jax.value_and_grad(share_of_loss)(used, batch)
     else:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), params))
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), (jnp.float32(0), trained))
         parts = {name: _deal(x, num_parts) for name, x in batch.items()}
         mean_loss, grads = jax.lax.scan(add, zeros, parts)[0]
     # In the dtype of the parameters: the optimizer's state takes it over.
-    return mean_loss, jax.tree.map(lambda grad, p: grad.astype(p.dtype), grads, params)
+    return mean_loss, jax.tree.map(lambda grad, p: grad.astype(p.dtype), grads, trained)
 
 
 def _deal(x: Int[Array, "B T"], num_parts: int) -> Int[Array, "parts rows T"]:

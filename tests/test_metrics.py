@@ -25,6 +25,8 @@ def test_step_flops_are_six_a_parameter_and_token_without_the_lookup():
     lookup = MODEL.vocab_size * MODEL.embed_dim
     assert matrices == 6 * 10 * (8_190_735_360 - lookup)
     assert attention == 0
+    frozen, _ = metrics.step_flops(MODEL, num_tokens=10, attention_pairs=0, is_frozen=True)
+    assert frozen == 4 * 10 * (8_190_735_360 - lookup)  # two products of three
 
 
 def test_attention_flops_of_a_full_row_agree_with_published_arithmetic():

@@ -20,7 +20,7 @@ _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "tokamax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """All figures are of one device and one step; bytes are bytes, FLOPs are floating operations."""
+    """All figures are of one device and one step."""
 
     topology: str
     num_devices: int
@@ -103,7 +103,9 @@ def as_json(found: Preflight) -> dict[str, Any]:
 
 
 def _peak_bytes(memory: Any) -> int:
-    return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
+    """Of the device's own memory; XLA counts buffers in the host's memory too."""
+    on_host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+    return memory.peak_memory_in_bytes - on_host + memory.generated_code_size_in_bytes
 
 
 def _model_flops(run: config.TrainConfig, num_devices: int) -> tuple[float, float]:
@@ -114,7 +116,7 @@ def _model_flops(run: config.TrainConfig, num_devices: int) -> tuple[float, floa
     rows, length = run.data.global_batch_size, run.data.row_length
     pairs = rows * length * (length + 1) / 2
     matrices, attention = metrics.step_flops(
-        run.model, num_tokens=rows * length, attention_pairs=pairs
+        run.model, num_tokens=rows * length, attention_pairs=pairs, is_frozen=run.lora.rank > 0
     )
     return (matrices + attention) / num_devices, attention / num_devices / 3
 

@@ -2,7 +2,7 @@
 
 Every loop's trip count is multiplied in (XLA's own cost analysis counts a loop's body once). Of a
 conditional the most expensive branch counts. What is begun by one instruction and ended by another
-(`-start`, `-done`) counts where it begins. `jaxterm/preflight/hlo_operations.py` says what bytes are.
+(`-start`, `-done`) counts where it begins. `hlo_operations` says what bytes are.
 """
 
 import dataclasses

@@ -1,0 +1,98 @@
+"""The preflight: what every published config costs on its pod, and one of them compiled in full."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import make_preflight_goldens as goldens_maker
+import pytest
+
+from jaxterm.preflight import chips
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: uv sync --extra tpu"
+)
+
+
+def compile_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxterm.compile", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known():
+    return json.loads(goldens_maker.PATH.read_text())
+
+
+def test_every_pod_of_a_config_was_compiled_with_the_settings_it_has_now(known):
+    """Otherwise: uv run --extra tpu python tests/make_preflight_goldens.py."""
+    published = {name: (run, pod) for name, run, pod in goldens_maker.published()}
+    assert known.keys() == published.keys()
+    for name, (run, pod) in published.items():
+        assert goldens_maker.was_compiled_for(known[name]["settings"], run), name
+        assert known[name]["topology"] == pod
+
+
+def test_every_published_config_fits_its_pod_with_room(known):
+    for name, found in known.items():
+        assert found["fits"], name
+        assert found["peak_bytes"] <= 0.95 * found["capacity_bytes"], name
+        assert sum(found["memory"].values()) == found["peak_bytes"], name
+        assert found["collective_bytes"] == sum(
+            kind["bytes"] for kind in found["collectives"].values()
+        )
+        assert 1 <= found["recompute_share"] < 1.4, name
+    recommended = known["14b v5p:2x4x4"]
+    assert recommended["recompute_share"] <= 1.12
+    assert recommended["peak_bytes"] <= 0.9 * recommended["capacity_bytes"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_published_config_compiles_to_its_golden(known, tmp_path):
+    done = compile_command(
+        "--config=configs/14b.py:v5p:2x4x4", "--topology=v5p:2x4x4", f"--output={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "report.json").read_text())
+    golden = known["14b v5p:2x4x4"]
+    assert found["peak_bytes"] == pytest.approx(golden["peak_bytes"], rel=0.02)
+    assert found["collective_bytes"] == pytest.approx(golden["collective_bytes"], rel=0.02)
+    assert found["step_flops"] == pytest.approx(golden["step_flops"], rel=0.01)
+    # No gradient of a weight is reduced at full size: what is all-reduced are norms' scales.
+    reduced = [each for each in found["largest_collectives"] if each["kind"] == "all-reduce"]
+    assert all(each["bytes"] < 1e7 for each in reduced)
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"peak +\d+\.\d\d", done.stdout)
+    assert "MFU" in done.stdout and "estimate" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_says_so():
+    done = compile_command(
+        "--config=configs/14b.py", "--topology=v5e:4x4", "--config.data.global_batch_size=16",
+        "--config.optimizer.num_micro_batches=1",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert re.search(r"does not fit: .*exceeds available HBM", done.stdout, re.S)
+
+
+def test_topologies_are_listed_and_unknown_ones_named():
+    done = compile_command("--topology=list")
+    assert done.returncode == 0
+    for name in chips.CHIPS:
+        assert name in done.stdout
+    done = compile_command("--config=configs/8b.py", "--topology=v3:2x2")
+    assert done.returncode == 1
+    assert "error: --topology=v3:2x2: the generation must be one of v5e, v5p" in done.stderr
+    done = compile_command("--config=configs/8b.py:v9", "--topology=v5e:8x8")
+    assert done.returncode != 0
+    assert "settings are known for v5e:8x8, v6e:4x4" in done.stderr
