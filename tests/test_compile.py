@@ -96,3 +96,19 @@ def test_topologies_are_listed_and_unknown_ones_named():
     done = compile_command("--config=configs/8b.py:v9", "--topology=v5e:8x8")
     assert done.returncode != 0
     assert "settings are known for v5e:8x8, v6e:4x4" in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_search_ranks_what_fits_and_goes_on_where_it_stopped(tmp_path):
+    arguments = (
+        "--config=configs/tiny.py", "--topology=v5e:2x2", "--config.data.global_batch_size=4",
+        "--search", f"--output={tmp_path}",
+    )  # fmt: skip
+    done = compile_command(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "use: --config.mesh.fsdp=" in done.stdout
+    results = sorted(tmp_path.glob("*.json"))
+    before = {path: path.stat().st_mtime_ns for path in results}
+    assert results and compile_command(*arguments).stdout.count("use: ") == 1
+    assert {path: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("*.json"))} == before

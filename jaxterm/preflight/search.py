@@ -73,7 +73,8 @@ def run(
 
 
 def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[dict[str, int]]:
-    """Mesh axes and micro-batches: rows over all devices, or several devices for a row."""
+    """Mesh axes and micro-batches that the model's dims allow: rows over all devices, or several
+    devices for a row."""
     num_devices = len(chips.devices_of(topology))
     rows = base.data.global_batch_size
     for context in (1, 2, 4, 8):
@@ -83,12 +84,17 @@ def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[dict[s
                 continue
             if context * tensor > 1 and context > 1 < tensor:
                 continue  # both cut a row's work already
-            yield {
+            mesh = {
                 "fsdp": shards,
                 "context": context,
                 "tensor": tensor,
                 "num_micro_batches": rows // shards,
             }
+            try:
+                config.validate_on_devices(_settings(base, mesh, _MEMORY_PLANS[0]), num_devices)
+            except ValueError:
+                continue
+            yield mesh
 
 
 def _try(
