@@ -69,25 +69,8 @@ def packed_attention(
     scaled = q * (1.0 / math.sqrt(q.shape[-1]))
     platform, device_kind = sharding.device_at_hand()
     implementation = choose(implementation, platform, device_kind, q.dtype)
-    mesh = jax.sharding.get_abstract_mesh()
     if implementation in ("splash", "jax_splash"):
-        num_shards = sharding.num_shards("length")
-        kernel = splash_attention.make_kernel(
-            implementation,
-            num_heads=q.shape[2] // sharding.num_shards("heads"),
-            num_keys=q.shape[1],
-            num_shards=num_shards,
-            blocks=splash_attention.blocks_for(device_kind).fit(
-                q.shape[1] // max(2 * num_shards, 2), q.shape[1]
-            ),
-            interpret=interpret,
-        )
-        if mesh.empty:
-            return splash_attention.attend(scaled, k, v, segment_ids, segment_ids, kernel)
-        return _on_shards(
-            splash_attention.attend, scaled, k, v, segment_ids, kernel,
-            splash_attention.partition_specs(kernel, mesh, sharding.RULES["length"]),
-        )  # fmt: skip
+        return _splash(implementation, scaled, k, v, segment_ids, device_kind, interpret)
     attend = functools.partial(blockwise_attention.attend, block=block)
     if implementation == "reference":
         attend = _reference
@@ -98,9 +81,35 @@ def packed_attention(
             kernel=gpu_attention.make_kernel(implementation, q.dtype),
             tile=gpu_attention.tile_for(q.shape[1] // pieces),
         )
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return attend(scaled, k, v, segment_ids, segment_ids, jnp.int32(0))
     return _on_shards(functools.partial(_attend_pieces, attend), scaled, k, v, segment_ids, (), ())
+
+
+def _splash(
+    kind: splash_attention.Kind,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    device_kind: str,
+    interpret: bool,
+) -> Float[Array, "B T N H"]:
+    """A TPU kernel, whose tables of tiles are cut over the shards of the length."""
+    length, num_shards = q.shape[1], sharding.num_shards("length")
+    kernel = splash_attention.make_kernel(
+        kind,
+        num_heads=q.shape[2] // sharding.num_shards("heads"),
+        num_keys=length,
+        num_shards=num_shards,
+        blocks=splash_attention.blocks_for(device_kind).fit(length // (2 * num_shards), length),
+        interpret=interpret,
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return splash_attention.attend(q, k, v, segment_ids, segment_ids, kernel)
+    specs = splash_attention.partition_specs(kernel, mesh, sharding.RULES["length"])
+    return _on_shards(splash_attention.attend, q, k, v, segment_ids, kernel, specs)
 
 
 def choose(implementation: str, platform: str, device_kind: str, dtype: Any) -> Implementation:

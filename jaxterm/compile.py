@@ -73,5 +73,4 @@ if __name__ == "__main__":
     if any(argument.removeprefix("-") == "-topology=list" for argument in sys.argv[1:]):
         _list_topologies()
         sys.exit(0)
-    act = _search if "--search" in sys.argv[1:] else main
-    command.run(lambda run, _: act(run, TOPOLOGY.value, _output()))
+    command.run(lambda run, _: (_search if SEARCH.value else main)(run, TOPOLOGY.value, _output()))

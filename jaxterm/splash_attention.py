@@ -216,6 +216,18 @@ def _is_tokamax(kernel: Any) -> bool:
     return type(kernel).__module__.startswith("tokamax")
 
 
+def _kernel_names(blocks: Blocks) -> dict[str, int]:
+    """The tiles by the names that both kernels have for them."""
+    return {
+        "block_q": blocks.q,
+        "block_kv": blocks.kv,
+        "block_kv_compute": blocks.kv_compute,
+        "block_q_dkv": blocks.q_backward,
+        "block_kv_dkv": blocks.kv_backward,
+        "block_kv_dkv_compute": blocks.kv_compute_backward,
+    }
+
+
 def _make_tokamax(
     order: np.ndarray, num_heads: int, num_shards: int, blocks: Blocks, interpret: bool
 ) -> Any:
@@ -232,12 +244,7 @@ def _make_tokamax(
     return splash.make_splash_mha(
         mask,
         config=splash.SplashConfig(
-            block_q=blocks.q,
-            block_kv=blocks.kv,
-            block_kv_compute=blocks.kv_compute,
-            block_q_dkv=blocks.q_backward,
-            block_kv_dkv=blocks.kv_backward,
-            block_kv_dkv_compute=blocks.kv_compute_backward,
+            **_kernel_names(blocks),
             dq_reduction_steps=3,
             residual_checkpoint_name=SAVED_NAME,
             interpret=interpret,
@@ -256,12 +263,7 @@ def _make_jax(
     return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * num_heads),
         block_sizes=splash.BlockSizes(
-            block_q=blocks.q,
-            block_kv=blocks.kv,
-            block_kv_compute=blocks.kv_compute,
-            block_q_dkv=blocks.q_backward,
-            block_kv_dkv=blocks.kv_backward,
-            block_kv_dkv_compute=blocks.kv_compute_backward,
+            **_kernel_names(blocks),
             block_q_dq=blocks.q_backward,
             block_kv_dq=blocks.kv_backward,
         ),
