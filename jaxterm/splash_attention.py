@@ -216,7 +216,7 @@ def _is_tokamax(kernel: Any) -> bool:
     return type(kernel).__module__.startswith("tokamax")
 
 
-def _kernel_names(blocks: Blocks) -> dict[str, int]:
+def _kernel_names(blocks: Blocks) -> dict[str, Any]:
     """The tiles by the names that both kernels have for them."""
     return {
         "block_q": blocks.q,
