@@ -18,7 +18,19 @@ _COMPUTE: dict[str, Any] = {"compute_dtype": "bfloat16", "remat": "full", "mlp_c
 
 # What is kept for the backward pass, how rows are cut, and in how many parts a step is computed.
 PODS: dict[str, dict[str, dict[str, Any]]] = {
+    "v5e:16x16": {
+        "mesh": {"context": 4},
+        "optimizer": {"num_micro_batches": 2},
+    },
     "v5p:4x4x4": {
+        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
+        "optimizer": {"num_micro_batches": 2},
+    },
+    "v6e:8x8": {
+        "mesh": {"context": 2},
+        "optimizer": {"num_micro_batches": 4},
+    },
+    "tpu7x:2x4x4": {
         "compute": {"remat": "attention", "remat_keep": ("k", "v")},
         "optimizer": {"num_micro_batches": 2},
     },

@@ -22,8 +22,16 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
         "mesh": {"context": 2},
         "optimizer": {"num_micro_batches": 4},
     },
+    "v5p:2x2x4": {
+        "compute": {"remat": "projections", "remat_keep": ("gate",)},
+        "optimizer": {"num_micro_batches": 8},
+    },
     "v6e:4x4": {
         "compute": {"loss_chunk_tokens": 512, "mlp_chunks": 8},
+        "optimizer": {"num_micro_batches": 8},
+    },
+    "tpu7x:2x2x2": {
+        "compute": {"remat": "projections", "remat_keep": ("gate",)},
         "optimizer": {"num_micro_batches": 8},
     },
 }

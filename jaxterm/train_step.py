@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxterm import (
+    compiler_options,
     config,
     context_parallel,
     loss,
@@ -207,4 +208,5 @@ def jit_train_step(run: config.TrainConfig, mesh: jax.sharding.Mesh, num_steps: 
         make_train_step(run, num_steps),
         donate_argnums=0,
         out_shardings=(shardings, sharding.named_sharding(mesh)),
+        compiler_options=compiler_options.for_mesh(mesh),
     )

@@ -76,6 +76,24 @@ def test_a_published_config_compiles_to_its_golden(known, tmp_path):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_on_64_chips_no_gradient_of_a_weight_is_all_reduced(tmp_path):
+    """Of a matrix in a block that is: the head is gathered by what libtpu calls an all-reduce."""
+    embed_dim, mlp_dim, vocab_size = 1024, 4096, 2560
+    done = compile_command(
+        "--config=configs/tiny.py", "--topology=v5p:4x4x4", f"--output={tmp_path}",
+        f"--config.model.embed_dim={embed_dim}", f"--config.model.mlp_dim={mlp_dim}",
+        "--config.mesh.data=1", "--config.mesh.fsdp=64", "--config.data.global_batch_size=64",
+        "--config.compute.compute_dtype=bfloat16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    collectives = json.loads((tmp_path / "report.json").read_text())["collectives"]
+    head_bytes, gradient_bytes = 4 * vocab_size * embed_dim, 2 * mlp_dim * embed_dim
+    assert collectives["all-reduce"]["bytes"] < head_bytes + gradient_bytes / 2
+    assert collectives["collective-permute"]["bytes"] > 3 * 3 * 3 * gradient_bytes  # as rings
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_says_so():
     done = compile_command(
         "--config=configs/14b.py", "--topology=v5e:4x4", "--config.data.global_batch_size=16",
@@ -95,7 +113,7 @@ def test_topologies_are_listed_and_unknown_ones_named():
     assert "error: --topology=v3:2x2: the generation must be one of v5e, v5p" in done.stderr
     done = compile_command("--config=configs/8b.py:v9", "--topology=v5e:8x8")
     assert done.returncode != 0
-    assert "settings are known for v5e:8x8, v6e:4x4" in done.stderr
+    assert "settings are known for v5e:8x8, v5p:2x2x4, v6e:4x4" in done.stderr
 
 
 @needs_libtpu
