@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, cast
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_pipeline import storage
 
@@ -82,6 +82,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     debug = flags.DEFINE_bool("debug", False, "on an error show the traceback")
 
     def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # libraries tell of every request
         try:
             main(argv[1:])
         except (ValueError, OSError, storage.StoreError) as error:

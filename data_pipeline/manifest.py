@@ -24,6 +24,7 @@ FILE = "manifest.json"
 _UNFINISHED = "unfinished.json"
 _DIGESTS = ".digests.json"
 _OF_A_START = (_DIGESTS, _DIGESTS + ".tmp", _UNFINISHED + ".tmp")  # all that a kill may leave then
+_OF_OTHERS = ("tasks", "trials")  # folders of taskgen and rollout
 _PACKAGES = ("numpy", "pyarrow", "tokenizers", "transformers", "jinja2", "array-record")
 
 
@@ -224,9 +225,16 @@ def _version(package: str) -> str:
         return "absent"
 
 
+def _temporaries(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Half-written files of ours; what tasks and their trials hold is named by others."""
+    for place, folders, names in folder.walk():
+        folders[:] = [name for name in folders if name not in _OF_OTHERS]
+        yield from (place / name for name in names if name.endswith(".tmp"))
+
+
 def _remove_temporaries(folder: storage.Path) -> None:
     if isinstance(folder, pathlib.Path):
-        for path in folder.rglob("*.tmp"):  # of a run that was killed
+        for path in _temporaries(folder):  # of a run that was killed
             path.unlink()
 
 
