@@ -1,7 +1,7 @@
 """Bookkeeping of Terminal-Task-Gen: tasks a second with a teacher that answers at once, and memory.
 
     PYTHONPATH=. uv run python benchmarks/taskgen_speed.py
-    PYTHONPATH=. uv run python benchmarks/taskgen_speed.py --tasks=2000
+    PYTHONPATH=. uv run python benchmarks/taskgen_speed.py --tasks=2000 --stream
 
 The whole of `taskgen skills` but the sandbox: combinations, prompts, requests over HTTP to the
 scripted teacher in a process of its own, the cache, parsing, validation, decontamination, novelty,
@@ -24,6 +24,7 @@ from rich import console, table
 from data_pipeline.taskgen import attempts, demo, generate
 
 _TASKS = flags.DEFINE_integer("tasks", 10_000, "Tasks to make.")
+_STREAM = flags.DEFINE_bool("stream", False, "Whether replies come in pieces of eight words.")
 _IN_FLIGHT = flags.DEFINE_integer("in_flight", 16, "Requests at a time.")
 
 # A reply that makes a valid task; {{digest}} makes each instruction another.
@@ -35,6 +36,7 @@ def write_script(folder: pathlib.Path) -> pathlib.Path:
     """A script whose every reply is a task of its own."""
     own = " ".join(f"{{{{digest}}}}{i}" for i in range(200))
     reply = _REPLY.replace("<prompt>\n", f"<prompt>\n{_WORDS} {own}.\n\n", 1)
+    reply = reply.replace("<tests>\n", "<tests>\n# {{digest}}\n", 1)
     script = folder / "script.toml"
     script.write_text(f"[[rule]]\nmatch = ''\ntemplate = true\ntexts = ['''{reply}''']\n")
     return script
@@ -45,6 +47,7 @@ def run(folder: pathlib.Path, address: str) -> tuple[float, list[int]]:
     command = [
         sys.executable, "-m", "data_pipeline.taskgen", "skills", f"--count={_TASKS.value}",
         f"--base_url={address}", "--model=scripted", "--check=none", f"--output={folder}",
+        f"--stream={str(_STREAM.value).lower()}",
         f"--max_in_flight={_IN_FLIGHT.value}", f"--cache={folder.parent / 'replies.sqlite'}",
     ]  # fmt: skip
     start = time.perf_counter()

@@ -81,6 +81,8 @@ class Decontaminator:
 
     def find(self, instruction: str) -> str:
         """Which run of which task the instruction shares; empty where it shares none."""
+        if not self._runs_at and not self._task_of_whole:
+            return ""
         words = split_words(instruction, self._normalisation)
         text = self._between.join(words)
         if name := self._task_of_whole.get(text):

@@ -161,13 +161,13 @@ class _Settler:
         )
         folder.mkdir(exist_ok=True)
 
-    def settle(self, index: int, name: str, made: making.Made) -> None:
-        """Write the task where it is kept, then its line."""
+    async def settle(self, index: int, name: str, made: making.Made) -> None:
+        """Write the task where it is kept, then its line; replies come in while the disk works."""
         ending, reason = made.ending, made.reason
         if made.task is not None:
             ending, reason = self._judge(made.task)
             if ending == "kept":
-                task_module.write_task(made.task, self._folder)
+                await asyncio.to_thread(task_module.write_task, made.task, self._folder)
                 self._seen.commit()
         self.log.append(
             attempts.Attempt(
@@ -268,16 +268,18 @@ class _Engine:
         except teacher.BudgetExceeded as error:
             self.stopped = f"{error}; raise it"
         except teacher.TeacherError as error:
-            self._note_silence(index, order, error)
+            await self._note_silence(index, order, error)
         else:
             self.num_silent = 0
-            self.settler.settle(index, order.name, made)
+            await self.settler.settle(index, order.name, made)
 
-    def _note_silence(self, index: int, order: recipe.Order, error: teacher.TeacherError) -> None:
+    async def _note_silence(
+        self, index: int, order: recipe.Order, error: teacher.TeacherError
+    ) -> None:
         """No reply: what will not pass is the order's end, what may pass leaves it open."""
         if error.is_final:
             refused = making.Made(ending="refused", reason=str(error))
-            self.settler.settle(index, order.name, refused)
+            await self.settler.settle(index, order.name, refused)
             return
         self.num_silent += 1
         if error.affects_all or self.num_silent >= _PATIENCE * self.settings.max_in_flight:

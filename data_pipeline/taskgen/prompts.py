@@ -3,6 +3,7 @@
 What is filled in is never searched for places again: problems and errors come from models.
 """
 
+import functools
 import hashlib
 import pathlib
 import re
@@ -104,12 +105,17 @@ def render(name: str, **values: str) -> str:
     Raises:
         ValueError: the file's places are not those that have values.
     """
-    text = (FOLDER / f"{name}.md").read_text("utf-8").strip()
+    text = _text(name)
     places = set(_PLACE.findall(text))
     if places != values.keys():
         told = ", ".join(sorted(places ^ values.keys()))
         raise ValueError(f"prompts/{name}.md: a place without a value, or the reverse: {told}")
     return _PLACE.sub(lambda match: values[match[1]], text).strip()
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return (FOLDER / f"{name}.md").read_text("utf-8").strip()
 
 
 def fenced(text: str) -> str:

@@ -118,9 +118,11 @@ def write_task(task: Task, folder: pathlib.Path) -> None:
     """Write folder/NAME, whole or not at all; replaces one that is there."""
     temporary, target = folder / f".{task.name}.new", folder / task.name
     _remove(temporary)
-    for name, content in _contents(task).items():
+    contents = _contents(task)
+    for parent in sorted({str(pathlib.PurePosixPath(name).parent) for name in contents}):
+        (temporary / parent).mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
         path = temporary / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(0o755 if content.startswith(b"#!") else 0o644)
     _remove(target)

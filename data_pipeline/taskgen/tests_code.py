@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator
 
@@ -38,6 +39,7 @@ class TestsCode:
     writes: bool
 
 
+@functools.lru_cache(maxsize=64)  # a reply's reader and the validation both ask
 def parse(tests: str) -> TestsCode:
     """Parse a test file.
 
