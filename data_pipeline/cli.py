@@ -5,6 +5,7 @@ flag's name, type and default follow from it.
 """
 
 import dataclasses
+import pathlib
 import sys
 import typing
 from collections.abc import Callable
@@ -46,6 +47,13 @@ def output_dir() -> storage.Path:
     """The folder named by --output."""
     require(bool(flags.FLAGS.output), "--output is not set; name the folder to write")
     return storage.as_path(flags.FLAGS.output)
+
+
+def local_output_dir() -> pathlib.Path:
+    """The folder named by --output, which must be on this machine."""
+    folder = output_dir()
+    require(isinstance(folder, pathlib.Path), f"--output={folder}: name a local folder")
+    return pathlib.Path(str(folder))
 
 
 def options_from_flags(schema: type) -> Any:

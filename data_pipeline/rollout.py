@@ -91,7 +91,10 @@ def rollout(
 
 def _find_tasks(tasks_dir: pathlib.Path, num_tasks: int) -> list[pathlib.Path]:
     cli.require(tasks_dir.is_dir(), f"{tasks_dir}: no such folder; name the folder of the tasks")
-    found = sorted(p.parent for p in tasks_dir.glob(f"*/{task_labels.TASK_FILE}"))
+    pattern = f"[!.]*/{task_labels.TASK_FILE}"  # a hidden folder is one half written
+    found = sorted(p.parent for p in tasks_dir.glob(pattern))
+    if not found:  # the output of a taskgen stage
+        found = sorted(p.parent for p in (tasks_dir / "tasks").glob(pattern))
     cli.require(
         bool(found), f"{tasks_dir}: holds no task (a folder with {task_labels.TASK_FILE} in it)"
     )

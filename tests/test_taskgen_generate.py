@@ -6,6 +6,7 @@ The oracles are the scripted teacher's own log, an undisturbed run, and sums tha
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def category(title):
     return f"\\nCategory: {title}\\n"
 
 
-def run(settings, folder, *, count=12, domains=(), **options):
+def run(settings, folder, *, count=12, domains=(), overwrite=False, **options):
     """Make tasks; the folder of the tasks."""
     wanted = skills.SkillOptions(count=count, domains=domains)
     return generate.generate(
@@ -52,6 +53,7 @@ def run(settings, folder, *, count=12, domains=(), **options):
         output_dir=folder,
         settings=settings,
         options=generate.GenerateOptions(**{"check": "none", **options}),
+        overwrite=overwrite,
     )
 
 
@@ -129,9 +131,8 @@ def test_faulty_replies_are_repaired_or_recorded_with_their_reason(tmp_path):
         assert found[name]["ending"] == "unparsed"
         assert found[name]["num_replies"] == 3  # the first, and two repairs
     assert asked == 3 * 3 + 1
-    assert not list(tmp_path.parent.glob("**/north.csv")) or all(
-        (tmp_path / "out" / "tasks") in path.parents for path in tmp_path.glob("**/north.csv")
-    )
+    kept_in = tmp_path / "out" / "tasks" / found["file-operations"]["name"]
+    assert all(kept_in in path.parents for path in tmp_path.rglob("north.csv"))
 
 
 def test_contaminated_and_repeated_tasks_are_left_out(tmp_path):
@@ -258,6 +259,119 @@ def test_a_killed_command_goes_on_and_pays_nothing_twice(tmp_path):
         assert server.num_sent() == undisturbed + 60
     assert contents(tmp_path / "killed" / "tasks") == contents(tmp_path / "whole" / "tasks")
     assert len(lines_of(tmp_path / "killed")) == 60
+
+
+def test_a_repair_that_is_refused_leaves_the_first_fault_and_its_cost(tmp_path):
+    refusal = fault("status", status=400, times=0)
+    script = rule("", match="cannot be used as it is", where="last", faults=refusal)
+    with servers.served(script + rule("I had rather not."), tmp_path) as server:
+        run(server.settings(max_tokens=4000), tmp_path / "out", count=3)
+        billed = server.billed()
+    lines = lines_of(tmp_path / "out")
+    assert [line["ending"] for line in lines] == ["unparsed"] * 3
+    assert all(line["num_replies"] == 1 and "absent" in line["reason"] for line in lines)
+    told = json.loads((tmp_path / "out" / funnel.FILE).read_text())
+    assert told["input_tokens"] + told["output_tokens"] == billed > 0
+
+
+def test_the_funnel_counts_what_failed_requests_cost_too(tmp_path):
+    with servers.served(rule(GOOD, faults=fault("cut", times=3)), tmp_path) as server:
+        run(server.settings(max_tokens=4000), tmp_path / "out", count=6)
+        billed = server.billed()
+    told = json.loads((tmp_path / "out" / funnel.FILE).read_text())
+    of_replies = sum(x["input_tokens"] + x["output_tokens"] for x in lines_of(tmp_path / "out"))
+    # What a cut reply will be billed is not told; the client takes no less than came.
+    assert told["input_tokens"] + told["output_tokens"] >= billed > of_replies
+
+
+def test_overwriting_pays_for_nothing_again(tmp_path):
+    with servers.served(rule(GOOD), tmp_path) as server:
+        run(server.settings(max_tokens=4000), tmp_path / "out", count=3)
+        run(
+            server.settings(max_tokens=4000), tmp_path / "out", count=3, overwrite=True,
+            near_duplicates=0,
+        )  # fmt: skip
+        assert server.num_sent() == 3
+    assert [line["ending"] for line in lines_of(tmp_path / "out")] == ["kept"] * 3
+
+
+def test_a_folder_whose_order_turns_out_bad_after_a_kill_is_removed(tmp_path):
+    """The folder is written before the line, so a kill may leave one without the other."""
+    script = rule(REPLY, template=False)
+    with servers.served(script, tmp_path) as server:
+        settings = server.settings(max_tokens=4000)
+        run(settings, tmp_path / "first", count=2)
+        endings = {line["name"]: line["ending"] for line in lines_of(tmp_path / "first")}
+        [repeated] = [name for name, ending in endings.items() if ending == "repeated"]
+        [kept] = [name for name, ending in endings.items() if ending == "kept"]
+        limited = server.settings(max_tokens=4000, max_in_flight=1, max_total_tokens=1)
+        with pytest.raises(generate.StoppedError):
+            run(limited, tmp_path / "out", count=2)
+        left = tmp_path / "out" / "tasks"
+        for name in (repeated, f".{repeated}.new"):
+            shutil.copytree(tmp_path / "first" / "tasks" / kept, left / name)
+        run(settings, tmp_path / "out", count=2)
+    assert [path.name for path in left.iterdir()] == [kept]
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    with servers.served(rule(GOOD), tmp_path) as server:
+        limited = server.settings(max_tokens=4000, max_in_flight=1, max_total_tokens=1)
+        with pytest.raises(generate.StoppedError):
+            run(limited, tmp_path / "out", count=3)
+        (tmp_path / "out" / attempts.FILE).write_text('{"index": 7}\n')
+        with pytest.raises(ValueError, match=r"attempts.jsonl line 1: damaged"):
+            run(limited, tmp_path / "out", count=3)
+
+
+def test_an_interrupt_stops_and_the_same_command_goes_on(tmp_path):
+    script = rule(GOOD, faults=fault("delay", delay_s=0.2, times=0))
+    with servers.served(script, tmp_path) as server:
+        process = subprocess.Popen(
+            command(server.url, tmp_path / "out", count=30), cwd=ROOT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        log = tmp_path / "out" / attempts.FILE
+        deadline = time.monotonic() + 60
+        while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1 and "stopped; the same command goes on" in said
+        assert "Traceback" not in said
+        done = subprocess.run(
+            command(server.url, tmp_path / "out", count=30), cwd=ROOT, capture_output=True
+        )
+        assert done.returncode == 0 and len(lines_of(tmp_path / "out")) == 30
+
+
+def test_earlier_combinations_are_kept_away_from_and_make_another_plan(tmp_path):
+    with servers.served(rule(GOOD), tmp_path) as server:
+        tasks = run(server.settings(max_tokens=4000), tmp_path / "out", count=30)
+    alone = skills.Skills(skills.SkillOptions(count=30))
+    after = skills.Skills(skills.SkillOptions(count=30, earlier=(str(tasks),)))
+    assert alone.told["earlier"] != after.told["earlier"]
+
+    def drawn(recipe):
+        return {order.skills for _, order in recipe.orders(lambda index: False)}
+
+    assert not drawn(alone) & drawn(after)
+    with pytest.raises(ValueError, match="no task there; name an OUTPUT/tasks"):
+        skills.Skills(skills.SkillOptions(earlier=(str(tmp_path),)))
+
+
+@pytest.mark.parametrize("name", ["skills", "seeds", "demo"])
+def test_outputs_in_a_bucket_are_refused(name, tmp_path):
+    (tmp_path / "seeds.jsonl").write_text('{"problem": "x"}\n')
+    words = [str(tmp_path / "seeds.jsonl")] if name == "seeds" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "data_pipeline.taskgen", name, *words, "--output=gs://b/x",
+         *(["--model=m"] if name != "demo" else [])],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "name a local folder" in done.stderr
 
 
 def test_settings_that_would_make_another_corpus_are_refused(tmp_path):

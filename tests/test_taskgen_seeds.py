@@ -54,7 +54,10 @@ def test_total():
 """
 RIGHT = "awk '{s += $1} END {printf \"%.2f\\n\", s}' masses.txt > total.txt"
 WRONG = "echo 7 > total.txt"
-SECRET = "the sum is taken with compensated summation, says the reference"
+SECRET = (
+    "the reference takes the sum with compensated summation and rounds it half to even at the end, "
+    "which gives six and a half kilograms"
+)
 
 
 def rule(match, text):
@@ -101,6 +104,38 @@ def test_a_seed_is_kept_where_its_own_solution_passes_its_tests(tmp_path):
     folder = tmp_path / "out" / "tasks" / found[0]["name"]
     for path in folder.rglob("*"):  # the reference is nowhere in the task
         assert path.is_dir() or SECRET not in path.read_text("utf-8", errors="replace"), path
+
+
+def test_a_reference_that_is_quoted_to_the_agent_is_no_task(tmp_path):
+    seeds_file = tmp_path / "seeds.jsonl"
+    rows = [{"problem": "Sum the masses of a balance.", "solution": SECRET}]
+    seeds_file.write_text(json.dumps(rows[0]) + "\n")
+    with servers.served(rule("", reply(SECRET.capitalize(), RIGHT)), tmp_path) as server:
+        found = run([seeds_file], server, tmp_path / "out", check="none", max_repairs=0)
+    assert found[0]["ending"] == "invalid" and "gives away" in found[0]["reason"]
+
+
+def test_a_number_is_a_reference_too(tmp_path):
+    seeds_file = tmp_path / "seeds.jsonl"
+    seeds_file.write_text('{"problem": "Sum the masses of a balance.", "answer": 6.5}\n')
+    with servers.served(rule("", reply("A balance.", RIGHT)), tmp_path) as server:
+        run([seeds_file], server, tmp_path / "out", check="none")
+        [event] = server.events("came")
+    assert "6.5" in event["body"]["messages"][-1]["content"]
+
+
+@needs_sandbox
+def test_a_task_that_needs_what_this_machine_lacks_is_kept_and_counted(tmp_path):
+    seeds_file = tmp_path / "seeds.jsonl"
+    seeds_file.write_text('{"problem": "Sum the masses.", "domain": "data science"}\n')
+    text = reply("A balance.", RIGHT).replace("import pathlib", "import numpy_of_no_machine", 1)
+    text = text.replace("<test_requirements>", "<test_requirements>\nnumpy-of-no-machine==1.0")
+    with servers.served(rule("", text), tmp_path) as server:
+        found = run([seeds_file], server, tmp_path / "out")
+        assert server.num_sent() == 1  # no repair is paid for
+    assert found[0]["ending"] == "kept" and found[0]["reason"].startswith("not tried")
+    told = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert told["kept_untried"] == 1
 
 
 def test_a_leaked_solution_is_no_task(tmp_path):

@@ -39,7 +39,7 @@ class Attempt:
         index: the order's number.
         name: the task's.
         ending: "kept", or where it failed.
-        reason: why it failed; empty where it was kept.
+        reason: why it failed; of a kept one why it could not be tried here.
         num_replies: questions that were answered for it, repairs included.
         dollars: what they cost, by the prices that were given; replies from the cache too.
     """
@@ -59,6 +59,7 @@ class Totals:
     """Sums over a log; its size does not grow with the number of lines."""
 
     endings: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    num_untried: int = 0  # kept ones that could not be tried here
     num_replies: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -67,6 +68,7 @@ class Totals:
     def add(self, attempt: Attempt) -> None:
         """Count one more."""
         self.endings[attempt.ending] += 1
+        self.num_untried += attempt.ending == "kept" and bool(attempt.reason)
         self.num_replies += attempt.num_replies
         self.input_tokens += attempt.input_tokens
         self.output_tokens += attempt.output_tokens
@@ -118,8 +120,18 @@ class Log:
             return
         end = 0
         with self._path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
                 end += len(line)
-                yield Attempt(**json.loads(line)), end
+                yield self._read(line, number), end
+
+    def _read(self, line: bytes, number: int) -> Attempt:
+        try:
+            attempt = Attempt(**json.loads(line))
+            is_known = 0 <= attempt.index < len(self._settled)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self._path} line {number}: damaged ({error}); remove it") from error
+        if not is_known:
+            raise ValueError(f"{self._path} line {number}: no order has this index; remove it")
+        return attempt

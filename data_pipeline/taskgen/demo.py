@@ -53,7 +53,9 @@ def demo(output_dir: pathlib.Path, options: DemoOptions) -> Mapping[str, int]:
         console.rule("tasks from skills, written by a scripted teacher")
         tasks = _generate(output_dir / "skills", address, has_sandbox=has_sandbox)
         counts = _funnel_of_tasks(output_dir / "skills")
-        if not _has_harbor(console) or not (has_sandbox or options.environment != "local"):
+        if not _has_harbor(console) or not (
+            has_sandbox or options.environment != rollout_options.LOCAL
+        ):
             _show(counts, console)
             return counts
         console.rule("trials: Terminus 2 through Harbor")
@@ -98,11 +100,12 @@ def scripted_teacher(output_dir: pathlib.Path, script: pathlib.Path = SCRIPT) ->
 
 def _generate(output_dir: pathlib.Path, address: str, *, has_sandbox: bool) -> pathlib.Path:
     told = skills.SkillOptions(count=len(DOMAINS), domains=DOMAINS, difficulty="easy")
+    recipe = skills.Skills(told)
     return generate.generate(
-        skills.Skills(told),
+        recipe,
         name="skills",
         inputs=skills.digests(),
-        told=manifest.options_of(told),
+        told=recipe.told,
         output_dir=output_dir,
         settings=teacher.Settings(
             base_url=address,
@@ -119,7 +122,9 @@ def _has_sandbox(console: rich_console.Console) -> bool:
     try:
         sandbox.check()
     except sandbox.SandboxError as error:
-        console.print(f"demo: no local sandbox ({error}); tasks are not tried", soft_wrap=True)
+        console.print(
+            f"demo: no local sandbox ({error}); tasks are not tried", soft_wrap=True, markup=False
+        )
         return False
     return True
 
@@ -128,7 +133,7 @@ def _has_harbor(console: rich_console.Console) -> bool:
     try:
         harbor.find_program("")
     except ValueError as error:
-        console.print(f"demo: {error}; it ends here", soft_wrap=True)
+        console.print(f"demo: {error}; it ends here", soft_wrap=True, markup=False)
         return False
     return True
 
@@ -166,4 +171,4 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Run the command."""
     cli.require(not argv, f"unexpected {' '.join(argv)}: every setting is a --flag, see --help")
-    demo(pathlib.Path(cli.output_dir()), cli.options_from_flags(DemoOptions))
+    demo(cli.local_output_dir(), cli.options_from_flags(DemoOptions))

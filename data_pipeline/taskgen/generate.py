@@ -8,6 +8,7 @@ order without a line in attempts.jsonl, and pays for no reply twice.
 
 import asyncio
 import collections
+import concurrent.futures
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -18,13 +19,17 @@ from rich import progress as rich_progress
 
 from data_pipeline import cli, manifest
 from data_pipeline.curation import benchmark_tasks, decontamination
+from data_pipeline.sandbox import sandbox
 from data_pipeline.taskgen import attempts, checking, funnel, making, recipe, seen_prompts, teacher
 from data_pipeline.taskgen import task as task_module
 
-TASKS_FOLDER = "tasks"
-CACHE_FILE, SEEN_FILE = "teacher.sqlite", "seen.sqlite"
+TASKS_FOLDER, SEEN_FILE = "tasks", "seen.sqlite"
+CACHE_SUFFIX = ".teacher.sqlite"  # beside OUTPUT: what was paid for outlives --overwrite
 _WINDOW = 8  # orders under way, as a multiple of the requests in flight: one may take long
 _PATIENCE = 3  # orders in a row, as the same multiple, whose teacher does not answer: it is gone
+
+
+Check = Literal["sandbox", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +37,9 @@ class GenerateOptions:
     """What the engine is told beside the recipe and the teacher."""
 
     max_repairs: int = dataclasses.field(
-        default=2, metadata=cli.flag("questions more about a task whose reply is faulty")
+        default=2, metadata=cli.flag("further questions about a task whose reply is faulty")
     )
-    check: Literal["sandbox", "none"] = dataclasses.field(
+    check: Check = dataclasses.field(
         default="sandbox",
         metadata=cli.flag(
             "try each task in the local sandbox: its tests must fail where nothing was done, and "
@@ -59,24 +64,27 @@ class GenerateOptions:
         default="",
         metadata=cli.flag(
             "the file of the teacher's replies, which several outputs may share; "
-            f"OUTPUT/{CACHE_FILE} when left out",
+            f"OUTPUT{CACHE_SUFFIX} when left out",
             changes_output=False,
         ),
     )
     near_duplicates: float = dataclasses.field(
         default=0.7,
-        metadata=cli.flag("similarity from which on an instruction repeats an earlier one"),
+        metadata=cli.flag(
+            "similarity from which on an instruction repeats an earlier one; 0: equal ones alone"
+        ),
     )
 
     def __post_init__(self):
+        cli.require_choice("check", self.check, Check)
         cli.require(self.max_repairs >= 0, f"--max_repairs={self.max_repairs} must be at least 0")
         cli.require(
             self.check_workers > 0, f"--check_workers={self.check_workers} must be positive"
         )
         cli.require(self.ngram > 0, f"--ngram={self.ngram} must be positive")
         cli.require(
-            0 < self.near_duplicates <= 1,
-            f"--near_duplicates={self.near_duplicates} must be in (0, 1]",
+            0 <= self.near_duplicates <= 1,
+            f"--near_duplicates={self.near_duplicates} must be in [0, 1]",
         )
 
 
@@ -102,8 +110,7 @@ def generate(
         name: of the stage, "seeds" or "skills".
         inputs: file -> SHA-256 of what the recipe was made from.
         told: the recipe's own options.
-        output_dir: gets tasks/, attempts.jsonl, funnel.json, manifest.json and the teacher's
-            cache.
+        output_dir: gets tasks/, attempts.jsonl, funnel.json and manifest.json.
         settings: of the teacher.
         options: of the engine.
         overwrite: replace what was made with other settings.
@@ -113,30 +120,36 @@ def generate(
         StoppedError: the budget is used up, or the teacher does not answer.
     """
     benchmark = benchmark_tasks.read(options.benchmarks)
+    check = checking.checker(options.check_workers) if options.check == "sandbox" else None
     stage = manifest.Stage(
         f"taskgen.{name}",
         output_dir,
         inputs,
         told
         | manifest.options_of(options)
-        | manifest.options_of(settings)
+        | settings.identity()
         | {"benchmark_instructions": manifest.digest_json(benchmark)},
     )
     console = rich_console.Console(stderr=True)
     if manifest.begin(stage, overwrite=overwrite):
-        console.print(f"taskgen {name}: {output_dir} is done already", soft_wrap=True)
+        console.print(f"taskgen {name}: {output_dir} is done already", soft_wrap=True, markup=False)
         return output_dir / TASKS_FOLDER
-    check = checking.checker(options.check_workers) if options.check == "sandbox" else None
-    log = attempts.Log(output_dir, len(orders))
-    settler = _Settler(output_dir / TASKS_FOLDER, log, benchmark, options)
-    is_checked = check is not None
+    settler = _Settler(output_dir, attempts.Log(output_dir, len(orders)), benchmark, options)
+    cache = pathlib.Path(options.cache or f"{output_dir}{CACHE_SUFFIX}")
+    engine = _Engine(orders, settings, options, check, settler, cache)
+    shown = funnel.Shown(is_checked=check is not None, is_decontaminated=bool(benchmark))
     try:
-        asyncio.run(_Engine(orders, settings, options, check, settler, output_dir).run(console))
+        asyncio.run(engine.run(console))
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command goes on") from None
     finally:
         settler.close()
-        console.print(funnel.table(name, log.totals, is_checked=is_checked))
-    report = funnel.report(log.totals, is_checked=is_checked)
+        if not options.cache:
+            shown = dataclasses.replace(shown, spent=engine.spent)
+        console.print(funnel.table(name, settler.log.totals, shown))
+    report = funnel.report(settler.log.totals, shown)
     manifest.write_json(output_dir / funnel.FILE, report)
+    settler.forget_seen()
     manifest.complete(stage, {step["step"]: step["left"] for step in report["steps"]})
     return output_dir / TASKS_FOLDER
 
@@ -146,20 +159,19 @@ class _Settler:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        output_dir: pathlib.Path,
         log: attempts.Log,
         benchmark: tuple[tuple[str, str], ...],
         options: GenerateOptions,
     ):
         self.log = log
-        self._folder = folder
+        self._folder = output_dir / TASKS_FOLDER
+        self._folder.mkdir(exist_ok=True)
         self._decontaminator = decontamination.Decontaminator(
             benchmark, ngram=options.ngram, normalisation="words"
         )
-        self._seen = seen_prompts.SeenPrompts(
-            folder.parent / SEEN_FILE, threshold=options.near_duplicates
-        )
-        folder.mkdir(exist_ok=True)
+        self._seen_path = output_dir / SEEN_FILE
+        self._seen = seen_prompts.SeenPrompts(self._seen_path, threshold=options.near_duplicates)
 
     async def settle(self, index: int, name: str, made: making.Made) -> None:
         """Write the task where it is kept, then its line; replies come in while the disk works."""
@@ -167,8 +179,11 @@ class _Settler:
         if made.task is not None:
             ending, reason = self._judge(made.task)
             if ending == "kept":
+                reason = made.reason
                 await asyncio.to_thread(task_module.write_task, made.task, self._folder)
                 self._seen.commit()
+        if ending != "kept":  # a kill may have left it, before another verdict
+            task_module.remove_task(name, self._folder)
         self.log.append(
             attempts.Attempt(
                 index=index,
@@ -196,6 +211,11 @@ class _Settler:
         self._seen.close()
         self.log.close()
 
+    def forget_seen(self) -> None:
+        """Remove what is of use while orders are left."""
+        for path in self._seen_path.parent.glob(f"{SEEN_FILE}*"):
+            path.unlink()
+
 
 type _UnderWay = collections.deque[tuple[int, recipe.Order, asyncio.Task[making.Made]]]
 
@@ -209,9 +229,10 @@ class _Engine:
     options: GenerateOptions
     check: making.Check | None
     settler: _Settler
-    output_dir: pathlib.Path
+    cache: pathlib.Path
     stopped: str = ""  # why no more orders are begun
     num_silent: int = 0  # orders since the last reply for which there was none
+    spent: teacher.Spend | None = None  # by all runs with this cache
 
     async def run(self, console: rich_console.Console) -> None:
         """Until every order is settled, or none may be begun and those under way have ended.
@@ -221,44 +242,43 @@ class _Engine:
         """
         log, under_way = self.settler.log, collections.deque()
         todo = self.orders.orders(log.is_settled)
-        async with teacher.Teacher(self.settings, self._cache_path) as client:
+        threads = concurrent.futures.ThreadPoolExecutor(self.options.check_workers)
+        bench = making.Bench(self.check, threads, self.options.max_repairs)
+        async with teacher.Teacher(self.settings, self.cache) as client:
             with _bar(console) as bar:
                 shown = bar.add_task("tasks", total=len(self.orders), kept=0)
                 try:
-                    while self._fill(under_way, todo, client):
+                    while self._fill(under_way, todo, client, bench):
                         await self._settle_oldest(under_way)
                         kept = log.totals.endings["kept"]
                         bar.update(shown, completed=log.num_settled, kept=kept)
                 finally:
+                    self.spent = client.spent
                     for *_, made in under_way:
                         made.cancel()
+                    threads.shutdown(wait=False, cancel_futures=True)
         left = len(self.orders) - log.num_settled
         if left:
             why = self.stopped or f"the teacher at {self.settings.base_url} gave no reply for them"
             raise StoppedError(
-                f"{left:,} of {len(self.orders):,} tasks are left: {why}; then run the same "
-                "command again, which goes on with them"
+                f"{left:,} of {len(self.orders):,} tasks are left: {why}; the same command goes on "
+                "with them"
             )
-
-    @property
-    def _cache_path(self) -> pathlib.Path:
-        return pathlib.Path(self.options.cache or self.output_dir / CACHE_FILE)
 
     def _fill(
         self,
         under_way: _UnderWay,
         todo: Iterator[tuple[int, recipe.Order]],
         client: teacher.Teacher,
+        bench: making.Bench,
     ) -> bool:
         """Begin orders until the window is full; False where none is under way."""
         while not self.stopped and len(under_way) < _WINDOW * self.settings.max_in_flight:
             index, order = next(todo, (-1, None))
             if order is None:
                 break
-            made = making.make(
-                order, client, check=self.check, max_repairs=self.options.max_repairs
-            )
-            under_way.append((index, order, asyncio.create_task(made)))
+            made = asyncio.create_task(making.make(order, client, bench))
+            under_way.append((index, order, made))
         return bool(under_way)
 
     async def _settle_oldest(self, under_way: _UnderWay) -> None:
@@ -266,7 +286,9 @@ class _Engine:
         try:
             made = await making_it
         except teacher.BudgetExceeded as error:
-            self.stopped = f"{error}; raise it"
+            self.stopped = f"{error}; raise it first"
+        except sandbox.SandboxError as error:
+            self.stopped = f"the sandbox fails ({error}); see to it, or add --check=none"
         except teacher.TeacherError as error:
             await self._note_silence(index, order, error)
         else:

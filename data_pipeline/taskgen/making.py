@@ -2,16 +2,15 @@
 teacher, who may repair the reply a few times."""
 
 import asyncio
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from data_pipeline.taskgen import attempts, prompts, tagged, validation
+from data_pipeline.taskgen import attempts, leaks, prompts, recipe, tagged, teacher, validation
 from data_pipeline.taskgen import task as task_module
-from data_pipeline.taskgen.recipe import Message, Order
-from data_pipeline.taskgen.teacher import client
 
-# Runs a task in a sandbox, in a thread of its own; raises Rejected.
-Check = Callable[[task_module.Task], None]
+# Runs a task in a sandbox; raises Rejected, or tells why it could not be tried here.
+Check = Callable[[task_module.Task], str]
 
 
 class Rejected(ValueError):
@@ -28,30 +27,51 @@ class Rejected(ValueError):
 
 @dataclasses.dataclass
 class Made:
-    """What came of an order."""
+    """What came of an order.
+
+    Attributes:
+        reason: why it failed; of a kept one why it could not be tried here.
+    """
 
     task: task_module.Task | None = None
     ending: attempts.Ending = "kept"
     reason: str = ""
-    replies: list[client.Reply] = dataclasses.field(default_factory=list)
+    replies: list[teacher.Reply] = dataclasses.field(default_factory=list)
 
 
-async def make(
-    order: Order, teacher: client.Teacher, *, check: Check | None, max_repairs: int
-) -> Made:
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What replies are tried with.
+
+    Attributes:
+        check: None: tasks are not run.
+        threads: those that checks run in, which a disk or a server must not wait for.
+    """
+
+    check: Check | None
+    threads: concurrent.futures.Executor
+    max_repairs: int
+
+
+async def make(order: recipe.Order, client: teacher.Teacher, bench: Bench) -> Made:
     """Ask until a reply makes a task, at most 1 + max_repairs times.
 
     Raises:
-        client.TeacherError: the teacher gave no reply; the order stays open where that may pass.
-        client.BudgetExceeded: nothing more may be asked.
+        teacher.TeacherError: the teacher gave no reply; the order stays open where that may pass.
+        teacher.BudgetExceeded: nothing more may be asked.
     """
     made = Made()
-    messages: list[Message] = list(order.messages)
-    for round_number in range(1 + max_repairs):
-        reply = await teacher.ask(messages, salt=f"{order.name}/{round_number}")
+    messages: list[recipe.Message] = list(order.messages)
+    for round_number in range(1 + bench.max_repairs):
+        try:
+            reply = await client.ask(messages, salt=f"{order.name}/{round_number}")
+        except teacher.TeacherError as error:
+            if error.is_final and made.replies:  # the history has grown too long, say
+                break
+            raise
         made.replies.append(reply)
         try:
-            made.task = await _task_from(reply, order, check)
+            made.task, made.reason = await _tried(_task_from(reply, order), bench)
         except Rejected as error:
             made.ending, made.reason = error.ending, str(error)
             messages += [
@@ -59,12 +79,20 @@ async def make(
                 {"role": "user", "content": prompts.repair(str(error))},
             ]
         else:
-            made.ending, made.reason = "kept", ""
+            made.ending = "kept"
             break
     return made
 
 
-async def _task_from(reply: client.Reply, order: Order, check: Check | None) -> task_module.Task:
+async def _tried(task: task_module.Task, bench: Bench) -> tuple[task_module.Task, str]:
+    """The task, and why it could not be tried here."""
+    if bench.check is None:
+        return task, ""
+    loop = asyncio.get_running_loop()
+    return task, await loop.run_in_executor(bench.threads, bench.check, task)
+
+
+def _task_from(reply: teacher.Reply, order: recipe.Order) -> task_module.Task:
     if reply.finish_reason == "length":
         raise Rejected("unparsed", "the reply was cut at the limit of tokens; write a shorter one")
     try:
@@ -75,14 +103,16 @@ async def _task_from(reply: client.Reply, order: Order, check: Check | None) -> 
         task = task_of(order, draft)
     except ValueError as error:
         raise Rejected("invalid", str(error)) from error
-    if faults := validation.faults(task):
+    if faults := [*validation.faults(task), *_leaks_of(order.reference, task)]:
         raise Rejected("invalid", "; ".join(faults))
-    if check is not None:
-        await asyncio.to_thread(check, task)
     return task
 
 
-def task_of(order: Order, draft: tagged.Draft) -> task_module.Task:
+def _leaks_of(reference: str, task: task_module.Task) -> Iterator[str]:
+    return leaks.find(instruction=task.instruction, files=task.files, code=None, solution=reference)
+
+
+def task_of(order: recipe.Order, draft: tagged.Draft) -> task_module.Task:
     """The task that a parsed reply describes."""
     return task_module.Task(
         name=order.name,
@@ -96,7 +126,7 @@ def task_of(order: Order, draft: tagged.Draft) -> task_module.Task:
         tests=draft.tests,
         weights=draft.weights,
         solution=draft.solution,
-        info={**order.info, **draft.info},
+        info={**draft.info, **order.info},
     )
 
 

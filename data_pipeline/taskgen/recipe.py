@@ -17,6 +17,7 @@ class Order:
         dockerfile: the environment the task is made for, without the task's own files.
         source: which generator asks, "seed" or "skill".
         takes_solution: whether the reply holds a solution, which is then tried and never shown.
+        reference: a text that no agent may see, in the instruction or in a file.
         info: free metadata of the task.
     """
 
@@ -28,6 +29,7 @@ class Order:
     difficulty: str = ""
     skills: tuple[str, ...] = ()
     takes_solution: bool = False
+    reference: str = ""
     info: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -14,14 +14,13 @@ sandbox: a task whose tests it does not pass is not kept.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import rich
 from absl import flags
+from rich import console as rich_console
 
-from data_pipeline import cli, manifest, storage
+from data_pipeline import cli, corpus, manifest, storage
 from data_pipeline.taskgen import (
     dataset_rows,
     domains,
@@ -113,6 +112,7 @@ class Seeds:
             source="seed",
             domain=domain,
             takes_solution=True,
+            reference=seed.solution,
             info={"label": seed.label} if seed.label else {},
         )
 
@@ -134,6 +134,9 @@ class Seeds:
         if len(problem) > self._options.max_problem_chars:
             told = f"{location}: {len(problem):,} characters, --max_problem_chars is "
             return None, f"{told}{self._options.max_problem_chars:,}"
+        texts = (problem, _text_in(values, _DOMAIN), _text_in(values, _SOLUTION))
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            return None, f"{location}: half of a surrogate pair, which no file can hold"
         label = _text_in(values, _DOMAIN).strip().lower().replace(" ", "_").replace("-", "_")
         return Seed(problem, label[:64], _text_in(values, _SOLUTION)), ""
 
@@ -144,7 +147,12 @@ def _mark(seed: Seed) -> str:
 
 def _text_in(values: Mapping[str, Any], columns: Sequence[str]) -> str:
     found = (values.get(column) for column in columns)
-    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+    numbers = (int, float)
+    texts = (
+        str(value) for value in found
+        if isinstance(value, str) or (isinstance(value, numbers) and not isinstance(value, bool))
+    )  # fmt: skip
+    return next((text for text in texts if text.strip()), "")
 
 
 def define_flags() -> None:
@@ -155,15 +163,14 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    cli.require(bool(argv), "name the files of seeds: Parquet or JSONL")
-    files = [storage.as_path(name) for name in argv]
-    for file in files:
-        cli.require(file.is_file(), f"{file}: no such file")
+    cli.require(bool(argv), "name files or folders of seeds: Parquet or JSONL")
+    files = corpus.find_files(argv)
     options = cli.options_from_flags(SeedOptions)
-    output_dir = pathlib.Path(cli.output_dir())
+    output_dir = cli.local_output_dir()
     seeds = Seeds(files, options)
     if seeds.num_left_out:
-        rich.print(f"seeds: {seeds.num_left_out:,} rows left out, the first: {seeds.first_fault}")
+        told = f"seeds: {seeds.num_left_out:,} rows left out, the first: {seeds.first_fault}"
+        rich_console.Console(stderr=True).print(told, soft_wrap=True, markup=False)
     generate.generate(
         seeds,
         name="seeds",

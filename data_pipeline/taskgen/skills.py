@@ -11,19 +11,18 @@
 Each task combines 3 to 5 skills of a domain; over a run every skill comes up about as often as the
 others. The command can be stopped and run again: it goes on where it was, and nothing is paid for
 twice. It leaves OUTPUT/tasks, a Harbor task folder each; attempts.jsonl, what became of each
-question; funnel.json.
+question; funnel.json; and beside it OUTPUT.teacher.sqlite, every reply that was paid for.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import rich
 from absl import flags
 
 from data_pipeline import cli, manifest
-from data_pipeline.taskgen import domains, generate, prompts, recipe, task, teacher
+from data_pipeline.taskgen import domains, generate, prompts, recipe, task, task_toml, teacher
 from data_pipeline.taskgen.taxonomy import sampling, taxonomy
 
 
@@ -36,18 +35,32 @@ class SkillOptions:
     )
     seed: int = dataclasses.field(default=0, metadata=cli.flag("of the combinations"))
     domains: tuple[str, ...] = dataclasses.field(
-        default=(), metadata=cli.flag("domains to draw from; all ten when left out")
+        default=(),
+        metadata=cli.flag(
+            f"domains to draw from, of {', '.join(domains.NAMES)}; all when left out"
+        ),
     )
-    difficulty: Literal["easy", "medium", "mixed"] = dataclasses.field(
+    difficulty: sampling.Difficulty = dataclasses.field(
         default="mixed", metadata=cli.flag("of the tasks; mixed asks for either by turns")
     )
 
+    solutions: bool = dataclasses.field(
+        default=False,
+        metadata=cli.flag(
+            "ask for a solution with each task, and keep those alone that it solves; the paper "
+            "does not"
+        ),
+    )
     earlier: tuple[str, ...] = dataclasses.field(
         default=(),
-        metadata=cli.flag("folders of tasks made before, whose combinations are kept away from"),
+        metadata=cli.flag(
+            "OUTPUT/tasks folders of other runs, whose combinations are kept away from",
+            changes_output=False,  # the combinations do
+        ),
     )
 
     def __post_init__(self):
+        cli.require_choice("difficulty", self.difficulty, sampling.Difficulty)
         cli.require(self.count > 0, f"--count={self.count} must be positive")
 
 
@@ -55,7 +68,8 @@ class Skills:
     """The recipe: the i-th combination of a seeded plan."""
 
     def __init__(self, options: SkillOptions):
-        earlier = _earlier_tasks(options.earlier)
+        earlier = _skills_of(options.earlier)
+        self._takes_solution = options.solutions
         self._taxonomy = taxonomy.load()
         self._plan = sampling.plan(
             self._taxonomy,
@@ -63,10 +77,11 @@ class Skills:
             rules=sampling.Rules(
                 seed=options.seed, domains=options.domains, difficulty=options.difficulty
             ),
-            earlier=[task.skills for task in earlier],
+            earlier=earlier,
         )
-        told = manifest.digest_json(manifest.options_of(options) | {"count": 0})
-        self._mark = told[:4]  # so that tasks of two plans can lie in one folder
+        self.told = manifest.options_of(options) | {"earlier": manifest.digest_json(earlier)}
+        # So that tasks of two plans can lie in one folder.
+        self._mark = manifest.digest_json(self.told | {"count": 0})[:4]
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -81,21 +96,25 @@ class Skills:
         dockerfile = domains.dockerfile(wanted.domain)
         return recipe.Order(
             name=f"skill-{wanted.domain.replace('_', '-')}-{self._mark}-{index:06d}",
-            messages=prompts.for_skills(domain, wanted, dockerfile),
+            messages=prompts.for_skills(
+                domain, wanted, dockerfile, takes_solution=self._takes_solution
+            ),
             dockerfile=dockerfile,
             source="skill",
             domain=wanted.domain,
             difficulty=wanted.difficulty,
             skills=wanted.skills,
+            takes_solution=self._takes_solution,
         )
 
 
-def _earlier_tasks(folders: tuple[str, ...]) -> list[task.Task]:
+def _skills_of(folders: tuple[str, ...]) -> list[list[str]]:
+    """The skills of every task in some folders."""
     found = []
     for name in folders:
-        names = sorted(path.parent for path in pathlib.Path(name).glob(f"*/{task.TASK_TOML}"))
-        cli.require(bool(names), f"--earlier={name}: no task there; name an OUTPUT/tasks")
-        found += map(task.read_task, names)
+        files = sorted(pathlib.Path(name).glob(f"[!.]*/{task.TASK_TOML}"))
+        cli.require(bool(files), f"--earlier={name}: no task there; name an OUTPUT/tasks")
+        found += [sorted(task_toml.parse(file.read_text("utf-8"))["skills"]) for file in files]
     return found
 
 
@@ -124,8 +143,8 @@ def main(argv: list[str]) -> None:
         skills,
         name="skills",
         inputs=digests(),
-        told=manifest.options_of(options),
-        output_dir=pathlib.Path(cli.output_dir()),
+        told=skills.told,
+        output_dir=cli.local_output_dir(),
         settings=cli.options_from_flags(teacher.Settings),
         options=cli.options_from_flags(generate.GenerateOptions),
         overwrite=flags.FLAGS.overwrite,

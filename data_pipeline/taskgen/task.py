@@ -129,6 +129,12 @@ def write_task(task: Task, folder: pathlib.Path) -> None:
     temporary.rename(target)
 
 
+def remove_task(name: str, folder: pathlib.Path) -> None:
+    """Remove folder/NAME, and what a kill left of writing it, where they are there."""
+    for path in (folder / f".{name}.new", folder / name):
+        _remove(path)
+
+
 def read_task(folder: pathlib.Path) -> Task:
     """The task that write_task left.
 
