@@ -165,9 +165,14 @@ def _model_info(
 
 def _environment(options: rollout_options.RolloutOptions) -> dict[str, Any]:
     name, settings = options.environment, dict(options.environment_settings())
+    told: dict[str, Any] = {"kwargs": settings}
+    if options.compose:
+        told["extra_docker_compose"] = [
+            str(pathlib.Path(path).resolve()) for path in options.compose
+        ]
     if name == rollout_options.LOCAL:
-        return {"import_path": _LOCAL_SANDBOX, "kwargs": settings}
-    return {"import_path" if ":" in name else "type": name, "kwargs": settings}
+        return {"import_path": _LOCAL_SANDBOX} | told
+    return {"import_path" if ":" in name else "type": name} | told
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -48,6 +49,12 @@ class RolloutOptions:
     )
     environment_options: str = dataclasses.field(
         default="{}", metadata=cli.flag("settings of the environment, as a JSON object")
+    )
+    compose: tuple[str, ...] = dataclasses.field(
+        default=(),
+        metadata=cli.flag(
+            "Compose files laid over those of each task, for podman and docker: network_mode, say"
+        ),
     )
     attempts: int = dataclasses.field(default=1, metadata=cli.flag("trials of each task"))
     num_tasks: int = dataclasses.field(
@@ -161,6 +168,8 @@ class RolloutOptions:
             bool(self.base_url) or "/" in self.model,
             "be provider/name where no --base_url is set",
         )
+        for name in self.compose:
+            cli.require(pathlib.Path(name).is_file(), f"--compose={name}: no such file")
         self.environment_settings()
         self.request_options()
 
