@@ -6,7 +6,8 @@
 Loaded by Harbor's own interpreter; no other part of data_pipeline imports Harbor.  FOLDER holds a
 pytest for the verifier (`data_pipeline.sandbox.verifier.collect`); without it the system's pytest
 is used where there is one.  A sandbox that ends before its trial (out of memory, too many
-processes, its lifetime) makes the trial end with the exception `SandboxEnded`, which says why.
+processes, its lifetime) makes the trial end with the exception `SandboxEnded`, which says why; one
+that the machine ended, with `SandboxLost`, after which Harbor tries again.
 """
 
 import asyncio
@@ -172,7 +173,7 @@ class LocalSandbox(base.BaseEnvironment):
         timeout_s = timeout_sec or self.options.lifetime_s
         done = await self._run(box, command, cwd=cwd, env=variables, timeout_s=timeout_s)
         if done.status == "killed":
-            raise sandbox.SandboxEnded(f"the sandbox ended ({box.status}): {box.reason}")
+            raise box.ended()
         if done.status == "timeout":
             raise RuntimeError(f"Command timed out after {timeout_s:g} seconds")
         if is_verifier and await self._in_thread(lambda: box.is_disk_full):

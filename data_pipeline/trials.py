@@ -53,6 +53,7 @@ _FAILURES: Mapping[Failure, tuple[str, ...]] = {
         "EnvironmentStartTimeoutError",
         "SandboxBuildFailedError",
         "SandboxError",
+        "SandboxLost",  # the machine's shortage of memory, or ended from outside
         "AgentSetupTimeoutError",
         "HealthcheckError",
         "SandboxLikelyOutOfMemoryError",
@@ -95,7 +96,8 @@ DONE_AGAIN = (Failure.INFRASTRUCTURE, Failure.SETTINGS, Failure.STOPPED)
 
 
 _SANDBOX_TYPES = ("SandboxEnded", "SandboxError")
-# How the local sandbox names an end that the agent's commands brought about.
+# How the local sandbox names an end that the agent's commands brought about, unlike `died` and
+# `machine_out_of_memory`.
 _EXHAUSTED = ("(out_of_memory)", "(out_of_disk)", "(too_many_processes)", "(lifetime)")
 
 

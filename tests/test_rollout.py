@@ -80,6 +80,7 @@ def test_harbor_understands_every_setting(tmp_path):
         attempts=3, concurrency=7, agent_timeout_multiplier=5.0, max_turns=12, temperature=0.7,
         max_tokens=900, sampling='{"extra_body": {"top_k": 20}}', dollars_per_million_input=2.0,
         environment="podman", environment_options='{"a": 1}', parser="xml",
+        compose=(str(pathlib.Path(__file__).parent / "podman" / "compose.yaml"),),
     )  # fmt: skip
     tasks = [tmp_path / "b", tmp_path / "a"]
     config = harbor.job_config(
@@ -133,7 +134,9 @@ def test_an_end_of_the_local_sandbox_is_told_by_its_reason():
     def of(status):
         return trials.failure_of("SandboxEnded", f"the sandbox ended ({status}): so it was")
 
-    assert of("died") == trials.Failure.INFRASTRUCTURE
+    assert of("died") == of("machine_out_of_memory") == trials.Failure.INFRASTRUCTURE
+    assert trials.failure_of("SandboxLost") == trials.Failure.INFRASTRUCTURE
+    assert "SandboxLost" not in trials.never_retried()
     assert of("out_of_memory") == of("too_many_processes") == trials.Failure.AGENT
     assert "SandboxEnded" in trials.never_retried()
 

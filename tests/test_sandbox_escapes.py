@@ -259,10 +259,19 @@ x = mmap.mmap(-1, 600 << 20)
 for at in range(0, len(x), 4096): x[at] = 1
 time.sleep(60)
 """
+SOCKETS = """
+import contextlib, socket, time
+for one, other in (pairs := [socket.socketpair() for _ in range(400)]):
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    one.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True: one.send(bytes(65536))
+time.sleep(60)
+"""
 EMPTY_FILES = "n = 0\nwhile True:\n open(f'/app/{n}', 'w').close(); n += 1"
 
 
-@pytest.mark.parametrize("program", [MANY_EATERS, SHARED, EMPTY_FILES])
+@pytest.mark.parametrize("program", [MANY_EATERS, SHARED, EMPTY_FILES, SOCKETS])
 def test_processes_that_eat_memory_together_end_the_sandbox(program):
     with make_box(memory_mb=128) as box:
         done = run_python(box, program, timeout_s=100)

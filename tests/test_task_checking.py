@@ -2,11 +2,15 @@
 
 import dataclasses
 import pathlib
+import signal
 import tempfile
+import threading
+import time
+import types
 
 import pytest
 
-from data_pipeline.sandbox import sandbox
+from data_pipeline.sandbox import sandbox, watchdog
 from data_pipeline.taskgen import adapters, checking, domains, making
 from data_pipeline.taskgen import task as task_module
 
@@ -58,6 +62,13 @@ GOOD = task_module.Task(
 )  # fmt: skip
 
 
+PRESENCE = task_module.Task(
+    name="presence", instruction="Answer in /app/solution.txt, please.", source="adapt_math",
+    dockerfile="FROM debian:12\n", answer_file="/app/solution.txt",
+    solution="echo 2 > /app/solution.txt\n",
+)  # fmt: skip
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*skipped:UserWarning")  # installs, as they must be
 
 
@@ -91,11 +102,7 @@ def test_a_task_without_solution_is_kept_where_doing_nothing_fails(checker):
 
 
 def test_a_task_without_tests_wants_its_answer(checker):
-    task = task_module.Task(
-        name="presence", instruction="Answer in /app/solution.txt, please.", source="adapt_math",
-        dockerfile="FROM debian:12\n", answer_file="/app/solution.txt",
-        solution="echo 2 > /app/solution.txt\n",
-    )  # fmt: skip
+    task = PRESENCE
     outcome = checker.check(task)
     assert (outcome.ending, outcome.untouched_reward, outcome.solution_reward) == ("kept", 0.0, 1.0)
     outcome = checker.check(dataclasses.replace(task, files={"solution.txt": b"2"}))
@@ -177,6 +184,90 @@ def test_an_agent_cannot_pass_by_what_it_leaves_about(checker):
     outcome = checker.check(changed(solution=cheat))
     assert outcome.ending == "unsolvable"
     assert outcome.solution_reward == outcome.untouched_reward
+
+
+@pytest.mark.parametrize("task", [GOOD, PRESENCE], ids=["tests", "presence"])
+def test_an_agent_cannot_pass_by_programs_that_it_leaves_about(checker, task):
+    """Each gives the full reward, whatever it was started for; /usr/local/bin comes first."""
+    cheat = r"""
+    printf '#!/bin/bash\necho 1 > /logs/verifier/reward.txt; echo /etc/passwd\n' > /tmp/forged
+    printf '{"reward": 1, "tests": [{"name": "a", "outcome": "passed"}]}' > /tmp/tests.json
+    echo 'cp /tmp/tests.json /logs/verifier/' >> /tmp/forged
+    /bin/chmod +x /tmp/forged
+    for name in python3 timeout cat dirname mkdir chmod bash env [; do
+        for folder in /usr/local/bin /usr/local/sbin; do cp /tmp/forged "$folder/$name"; done
+    done
+    """
+    outcome = checker.check(dataclasses.replace(task, solution=cheat))
+    assert outcome.ending == "unsolvable", outcome
+    assert outcome.solution_reward == outcome.untouched_reward
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """The sandboxes that were `started`; the first `left` of them suffer the `fault`."""
+    started, start, build = [], sandbox.Sandbox.start, sandbox.Sandbox.build
+    starts = types.SimpleNamespace(started=started, fault="", left=0)
+    reserve_bytes = watchdog._HOST_RESERVE_BYTES
+
+    def start_counted(box):
+        started.append(box)
+        if starts.fault == "does not start" and len(started) <= starts.left:
+            box.stop()  # a sandbox that is over does not start
+        return start(box)
+
+    def build_or_die(box, *arguments, **named):
+        if len(started) <= starts.left:
+            if starts.fault == "died":
+                signal.pidfd_send_signal(box._keeper._started.init, signal.SIGKILL)
+            elif starts.fault == "machine_out_of_memory":
+                monkeypatch.setattr(watchdog, "_HOST_RESERVE_BYTES", 1 << 60)
+                box._keeper.wait_ended(timeout_s=20)
+                monkeypatch.setattr(watchdog, "_HOST_RESERVE_BYTES", reserve_bytes)
+        return build(box, *arguments, **named)
+
+    monkeypatch.setattr(sandbox.Sandbox, "start", start_counted)
+    monkeypatch.setattr(sandbox.Sandbox, "build", build_or_die)
+    monkeypatch.setattr(checking, "_PAUSE_S", 0.01)
+    return starts
+
+
+FAULTS = ["machine_out_of_memory", "died", "does not start"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_machine_cut_off_is_done_again(checker, starts, fault):
+    starts.fault, starts.left = fault, 1
+    outcome = checker.check(GOOD)
+    assert outcome.ending == "kept", outcome
+    assert [box.status for box in starts.started[1:]] == ["stopped"] * 2  # untouched, solution
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_machine_s_failure_says_nothing_about_a_task(checker, starts, fault):
+    starts.fault, starts.left = fault, 1000
+    with pytest.raises(sandbox.SandboxError, match=fault.replace("does not start", "starts once")):
+        checker.check(GOOD)
+    assert len(starts.started) == 3
+
+
+def test_a_sandbox_that_is_lost_under_a_test_is_no_fault_of_it(checker, starts):
+    """It dies while the tests run, not while it is made."""
+    tests = "import time\n" + ONE.replace(":\n", ":\n    time.sleep(3)\n")
+    task = changed(tests=tests, weights={}, solution="printf x > /app/x\n")
+
+    def kill():
+        while not starts.started or starts.started[0].status != "running":
+            time.sleep(0.01)
+        time.sleep(2)
+        signal.pidfd_send_signal(starts.started[0]._keeper._started.init, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = checker.check(task)
+    killer.join()
+    assert outcome.ending == "kept", outcome
+    assert [box.status for box in starts.started] == ["died", "stopped", "stopped"]
 
 
 def test_tests_see_neither_the_network_nor_the_machine(checker, tmp_path):

@@ -32,11 +32,12 @@ class Cgroup:
         return True
 
     def was_out_of_memory(self) -> bool:
-        """Whether the kernel had to kill for this group's limit."""
+        """Whether the kernel had to kill for this group's limit, not for the machine's memory."""
         with contextlib.suppress(OSError):
-            text = (self._folder / "memory.events").read_text()
-            return any(line.startswith("oom_kill ") and line != "oom_kill 0"
-                       for line in text.splitlines())  # fmt: skip
+            lines = (self._folder / "memory.events").read_text().splitlines()
+            counts = dict(line.split(maxsplit=1) for line in lines)
+            # The machine's shortage counts as oom_kill too, but reaches no limit of the group.
+            return all(counts.get(name, "0") != "0" for name in ("oom", "oom_kill"))
         return False
 
     def remove(self) -> None:

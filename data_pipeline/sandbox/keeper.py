@@ -29,6 +29,7 @@ _NUM_USERS = 1 << 28
 _START_WITHIN_S = 30.0
 _LOG_BYTES = 1 << 14
 RUNNING = "running"
+_LOST = ("machine_out_of_memory", "died")
 
 
 class SandboxError(RuntimeError):
@@ -37,6 +38,10 @@ class SandboxError(RuntimeError):
 
 class SandboxEnded(SandboxError):
     """The sandbox is over; the message says why."""
+
+
+class SandboxLost(SandboxEnded):
+    """The sandbox is over by no doing of what ran in it; worth trying again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ class Keeper:
 
     Attributes:
         status: "new", "running", or why it ended: "stopped", "out_of_memory",
-            "too_many_processes", "lifetime", "died".
+            "too_many_processes", "lifetime", "machine_out_of_memory", "died".
         reason: the same as a sentence.
     """
 
@@ -102,6 +107,11 @@ class Keeper:
                 os.write(self._wake_in, b"x")
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def ended(self) -> SandboxEnded:
+        """Why it is over, as an exception to be raised."""
+        kind = SandboxLost if self.status in _LOST else SandboxEnded
+        return kind(f"the sandbox ended ({self.status}): {self.reason}")
 
     def wait_ended(self, *, timeout_s: float) -> None:
         """Wait until a sandbox that is about to end has said why."""
@@ -196,7 +206,9 @@ class Keeper:
         self._configure(near)
         if group is not None and not group.add(child):
             group = None
-        dog = watchdog.Watchdog(child, disks=root_view.disks(), limits=self._limits)
+        dog = watchdog.Watchdog(
+            child, disks=root_view.disks(), network=self._network, limits=self._limits
+        )
         stack.callback(self._blind, dog)
         return Started(process=process, init=init, channel=channel, dog=dog, group=group)
 

@@ -4,7 +4,7 @@ import dataclasses
 
 _MIB = 1 << 20
 LEAST_MEMORY_MB = 64  # the supervisor and one interpreter need about 30
-_MAX_OPEN_FILES = 4096
+_MAX_OPEN_FILES = 1024  # of a process; each may hold a buffer of the kernel's (`buffers.py`)
 _MAX_SHARED_MEMORY_BYTES = 64 * _MIB
 
 

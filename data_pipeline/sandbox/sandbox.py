@@ -19,9 +19,9 @@ from typing import BinaryIO, Self
 
 from data_pipeline.sandbox import build, exchange, keeper, root_view, transfer
 from data_pipeline.sandbox import limits as limits_lib
-from data_pipeline.sandbox.keeper import SandboxEnded, SandboxError  # part of this interface
+from data_pipeline.sandbox.keeper import SandboxEnded, SandboxError, SandboxLost
 
-__all__ = ["Result", "Sandbox", "SandboxEnded", "SandboxError", "check"]
+__all__ = ["Result", "Sandbox", "SandboxEnded", "SandboxError", "SandboxLost", "check"]
 
 MAX_OUTPUT_BYTES = 4 << 20
 _TRANSFER_TIMEOUT_S = 600.0
@@ -105,7 +105,8 @@ class Sandbox:
     def status(self) -> str:
         """How it is: "new", "running", or why it ended.
 
-        Which is "stopped", "out_of_memory", "too_many_processes", "lifetime" or "died".
+        Which is "stopped", "out_of_memory", "too_many_processes", "lifetime", or what nothing
+        inside brought about: "machine_out_of_memory" or "died".
         """
         return self._keeper.status
 
@@ -113,6 +114,10 @@ class Sandbox:
     def reason(self) -> str:
         """The status as a sentence."""
         return self._keeper.reason
+
+    def ended(self) -> SandboxEnded:
+        """The exception for a sandbox that is over; a SandboxLost where nothing inside ended it."""
+        return self._keeper.ended()
 
     @property
     def is_disk_full(self) -> bool:
@@ -271,7 +276,7 @@ class Sandbox:
             raise SandboxError(f"{path} of the sandbox is larger than {limit} bytes") from fault
         code, status, text = _outcome(reply)
         if status == "killed":
-            raise self._ended()
+            raise self.ended()
         if code != 0:
             said = complaint.value().decode(errors="replace").strip() or text or status
             full = "; its disk is full (out_of_disk)" if self.is_disk_full else ""
@@ -293,7 +298,7 @@ class Sandbox:
     ) -> dict | None:
         """Run one command; None when the sandbox ended meanwhile."""
         if self._channel is None or self.status != keeper.RUNNING:
-            raise self._ended()
+            raise self.ended()
         argv = ["/bin/bash", "-c", command] if isinstance(command, str) else list(command)
         request = {"argv": argv, "cwd": cwd, "env": dict(env), "timeout_s": timeout_s}
         talk = exchange.Exchange(
@@ -312,9 +317,6 @@ class Sandbox:
             if self.status == keeper.RUNNING:
                 self._keeper.end("died", "its supervisor does not answer")
         return reply
-
-    def _ended(self) -> SandboxEnded:
-        return SandboxEnded(f"the sandbox ended ({self.status}): {self.reason}")
 
 
 def _outcome(reply: dict | None) -> tuple[int, str, str]:

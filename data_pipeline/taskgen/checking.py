@@ -14,6 +14,7 @@ import pathlib
 import re
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -31,6 +32,8 @@ _LACKS = re.compile(
     r"ModuleNotFoundError|No module named|command not found|: not found|FileNotFoundError"
     r"[^\n]*No such file or directory: '[^/']+'"
 )
+_NUM_TRIES = 3  # of a run that the machine cut off
+_PAUSE_S = 5.0  # before the next, for the machine to recover
 _SLACK_S = 60.0  # of a sandbox's life, beside the task's own limits
 
 
@@ -78,21 +81,32 @@ class Checker:
         """Run a task.
 
         Raises:
-            sandbox.SandboxError: this machine runs no sandbox.
+            sandbox.SandboxError: no sandbox starts, or the machine ended each (it is short of
+                memory, say); nothing is known about the task then.
         """
         with self._room, tempfile.TemporaryDirectory(dir=self._folder.name) as place:
             task_module.write_task(task, pathlib.Path(place))
-            run = _Run(task, pathlib.Path(place) / task.name, self._packages)
-            try:
-                return run.outcome()
-            except _Failed as failed:
-                return Outcome(
-                    ending=failed.ending,
-                    reason=str(failed),
-                    untouched_reward=run.untouched_reward,
-                    solution_reward=run.solution_reward,
-                    warnings=run.warnings,
-                )
+            for left in reversed(range(_NUM_TRIES)):
+                try:
+                    return self._run(task, pathlib.Path(place) / task.name)
+                except sandbox.SandboxError:
+                    if not left:
+                        raise
+                    time.sleep(_PAUSE_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _run(self, task: task_module.Task, folder: pathlib.Path) -> Outcome:
+        run = _Run(task, folder, self._packages)
+        try:
+            return run.outcome()
+        except _Failed as failed:
+            return Outcome(
+                ending=failed.ending,
+                reason=str(failed),
+                untouched_reward=run.untouched_reward,
+                solution_reward=run.solution_reward,
+                warnings=run.warnings,
+            )
 
     def check_all(
         self, tasks: Iterable[task_module.Task]
@@ -205,7 +219,11 @@ class _Run:
 
     @contextlib.contextmanager
     def _box(self) -> Iterator[sandbox.Sandbox]:
-        """The environment, built; what goes wrong in it from then on is the task's fault."""
+        """The environment, built; what goes wrong in it from then on is the task's fault.
+
+        Raises:
+            sandbox.SandboxError: the sandbox did not start, or was lost.
+        """
         limits = self._task.limits
         lifetime_s = limits.build_timeout_s + limits.agent_timeout_s + limits.verifier_timeout_s
         box = sandbox.Sandbox(
@@ -220,7 +238,12 @@ class _Run:
         try:
             self._build(box)
             yield box
-        except sandbox.SandboxError as error:
+        except (sandbox.SandboxError, _Failed) as error:
+            ended = box.ended()
+            if isinstance(ended, sandbox.SandboxLost):
+                raise ended from error
+            if isinstance(error, _Failed):
+                raise
             raise _Failed("invalid", f"it does not run in a sandbox: {error}") from error
         finally:
             box.stop()
@@ -255,8 +278,8 @@ class _Run:
 
 
 def _run_script(box: sandbox.Sandbox, path: str, timeout_s: float) -> sandbox.Result:
-    """Run a script as Harbor does."""
-    return box.run(f"chmod +x {path} && {path}", timeout_s=timeout_s)
+    """Run a script as Harbor does, but with the system's own chmod."""
+    return box.run(f"/bin/chmod +x {path} && {path}", timeout_s=timeout_s)
 
 
 def _tail(output: bytes) -> str:

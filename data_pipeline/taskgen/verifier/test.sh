@@ -1,5 +1,7 @@
 #!/bin/bash
 # Runs the task's tests and writes /logs/verifier/reward.txt and tests.json, without the network.
+# The agent may have put programs of its own before the system's; of the sandbox, /usr is read-only.
+PATH=/usr/bin:/bin:$PATH
 tests=$(cd "$(dirname "$0")" && pwd)
 mkdir -p /logs/verifier
 echo 0 > /logs/verifier/reward.txt
