@@ -188,7 +188,7 @@ def test_an_agent_cannot_pass_by_what_it_leaves_about(checker):
 
 @pytest.mark.parametrize("task", [GOOD, PRESENCE], ids=["tests", "presence"])
 def test_an_agent_cannot_pass_by_programs_that_it_leaves_about(checker, task):
-    """Each gives the full reward, whatever it was started for; /usr/local/bin comes first."""
+    """Each gives the full reward, whatever it was started for."""
     cheat = r"""
     printf '#!/bin/bash\necho 1 > /logs/verifier/reward.txt; echo /etc/passwd\n' > /tmp/forged
     printf '{"reward": 1, "tests": [{"name": "a", "outcome": "passed"}]}' > /tmp/tests.json

@@ -63,7 +63,8 @@ _TEXTS = {
     "/etc/shells": "/bin/sh\n/bin/bash\n",
 }
 ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    # /usr/local last: it can be written, and nothing put there stands for one of the system's.
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin",
     "HOME": "/root",
     "USER": "root",
     "SHELL": "/bin/bash",
