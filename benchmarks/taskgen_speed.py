@@ -29,13 +29,13 @@ _IN_FLIGHT = flags.DEFINE_integer("in_flight", 16, "Requests at a time.")
 
 # A reply that makes a valid task; {{digest}} makes each instruction another.
 _REPLY = pathlib.Path(demo.SCRIPT.parent / "data_processing.md").read_text("utf-8")
-_WORDS = "Write a note about"  # of each instruction, with the digest's letters as further words
 
 
 def write_script(folder: pathlib.Path) -> pathlib.Path:
     """A script whose every reply is a task of its own."""
     own = " ".join(f"{{{{digest}}}}{i}" for i in range(200))
-    reply = _REPLY.replace("<prompt>\n", f"<prompt>\n{_WORDS} {own}.\n\n", 1)
+    prompt = f"{own}. Write /app/weekly.json from the files in /app/readings."
+    reply = re.sub("<prompt>.*?</prompt>", f"<prompt>\n{prompt}\n</prompt>", _REPLY, flags=re.S)
     reply = reply.replace("<tests>\n", "<tests>\n# {{digest}}\n", 1)
     script = folder / "script.toml"
     script.write_text(f"[[rule]]\nmatch = ''\ntemplate = true\ntexts = ['''{reply}''']\n")
