@@ -32,7 +32,7 @@ def _memory(found: analysis.Preflight, axes) -> None:
         axes.bar(0, num_bytes / 1e9, bottom=bottom, label=kind, color=colour, width=0.6)
         bottom += num_bytes / 1e9
     axes.axhline(found.capacity_bytes / 1e9, color="black", linestyle="--", label="capacity")
-    axes.set(title="memory of a device, GB", xticks=[], xlim=(-0.5, 1.5))
+    axes.set(title="memory a device, GB", xticks=[], xlim=(-0.5, 1.5))
     axes.legend(frameon=False, loc="center right")
 
 
@@ -40,7 +40,7 @@ def _collectives(found: analysis.Preflight, axes) -> None:
     kinds = sorted(found.collectives.items(), key=lambda item: item[1]["bytes"])
     names = [f"{kind} ({sums['count']:,})" for kind, sums in kinds]
     axes.barh(names, [sums["bytes"] / 1e9 for _, sums in kinds], color=_COLOURS[0])
-    axes.set(title=f"collectives of a step, GB (all: {found.collective_bytes / 1e9:,.1f})")
+    axes.set(title=f"collectives a step: {found.collective_bytes / 1e9:,.0f} GB")
 
 
 def _flops(found: analysis.Preflight, axes) -> None:
@@ -50,4 +50,4 @@ def _flops(found: analysis.Preflight, axes) -> None:
         color=[_COLOURS[1], _COLOURS[3]],
         width=0.6,
     )
-    axes.set(title=f"TFLOPs of a device and step ({found.recompute_share:.3f} times the model's)")
+    axes.set(title=f"TFLOPs a device ({found.recompute_share:.3f} times)")
