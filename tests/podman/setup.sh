@@ -34,3 +34,5 @@ if [ "$(podman image inspect --format '{{.Labels.made_by}}' "$image" 2>/dev/null
 fi
 
 podman run --rm --network=none "$image" true
+# Dockerfiles install packages: containers must reach the registries.
+podman run --rm "$image" apt-get -qq update
