@@ -6,20 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import teacher_servers as servers
+from sandboxes import needs_sandbox
 
-from data_pipeline.sandbox import sandbox
 from data_pipeline.taskgen import attempts, generate, seeds, task
-
-
-def is_sandbox_here():
-    try:
-        sandbox.check()
-    except sandbox.SandboxError:
-        return False
-    return True
-
-
-needs_sandbox = pytest.mark.skipif(not is_sandbox_here(), reason="bubblewrap does not work here")
 
 REPLY = """
 <prompt>

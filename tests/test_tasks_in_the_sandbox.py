@@ -5,25 +5,12 @@ import subprocess
 import generated_tasks
 import pytest
 from harbor_side import PROGRAM, needs_harbor
+from sandboxes import needs_sandbox
 
 from data_pipeline import harbor, rollout_options
-from data_pipeline.sandbox import sandbox
 from data_pipeline.taskgen import task as task_module
 
-
-def is_sandbox_here():
-    try:
-        sandbox.check()
-    except sandbox.SandboxError:
-        return False
-    return True
-
-
-pytestmark = [
-    pytest.mark.slow,
-    needs_harbor,
-    pytest.mark.skipif(not is_sandbox_here(), reason="bubblewrap does not work here"),
-]
+pytestmark = [pytest.mark.slow, needs_harbor, needs_sandbox]
 
 
 def rewards(agent, wanted, folder):
