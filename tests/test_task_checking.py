@@ -141,7 +141,7 @@ ONE = "def test_a():\n    assert open('/app/x').read() == 'x'\n"
         ({"solution": "sleep 60\n", "limits": dataclasses.replace(GOOD.limits, agent_timeout_s=1)},
          "unsolvable", "the solution fails (timeout)"),
         ({"tests": "import time\ntime.sleep(60)\n" + ONE,
-          "limits": dataclasses.replace(GOOD.limits, verifier_timeout_s=4)},
+          "limits": dataclasses.replace(GOOD.limits, verifier_timeout_s=12)},
          "invalid", "pytest cannot collect"),
         # The tests come after the solution.
         ({"solution": "cat /tests/*.py && printf x > /app/x\n"}, "unsolvable", "(exit code 1)"),
@@ -163,7 +163,7 @@ def test_memory_that_runs_out_is_the_tasks_fault(checker):
 
 
 def test_what_passed_before_a_test_that_hangs_counts(checker):
-    limits = dataclasses.replace(GOOD.limits, verifier_timeout_s=6)
+    limits = dataclasses.replace(GOOD.limits, verifier_timeout_s=12)
     tests = f"import time\n{ONE}def test_b():\n    time.sleep(100)\n"
     outcome = checker.check(
         changed(tests=tests, weights={}, solution="printf x > /app/x\n", limits=limits)

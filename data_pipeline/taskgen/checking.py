@@ -263,7 +263,7 @@ class _Run:
         done = _run_script(box, "/tests/test.sh", self._task.limits.verifier_timeout_s)
         said = _tail(done.stdout + done.stderr)
         if done.status != "ok":
-            raise _Failed("invalid", f"the tests end by {done.status} ({box.reason}): {said}")
+            raise _Failed("invalid", f"the tests end by {done.status}: {said}")
         try:
             reward = float(box.get_file(f"{_LOGS}/reward.txt", max_bytes=100))
             results = {}

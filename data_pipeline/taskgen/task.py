@@ -175,12 +175,11 @@ def _contents(task: Task) -> dict[str, bytes]:
     for path, content in task.files.items():
         contents[f"environment/{FILES_FOLDER}/{path}"] = content
     if task.tests:
-        limit_s = task.limits.verifier_timeout_s
         contents |= {
             _TEST_SH: _shipped("test.sh"),
             _REWARD: _shipped("weighted_reward.py"),
             TESTS: task.tests.encode(),
-            _TIME_LIMIT: f"{max(0.9 * limit_s, limit_s - 15):g}\n".encode(),
+            _TIME_LIMIT: f"{_tests_time_limit_s(task.limits.verifier_timeout_s):g}\n".encode(),
         }
         if task.weights:
             contents[WEIGHTS] = (json.dumps(dict(task.weights), indent=1) + "\n").encode()
@@ -203,6 +202,12 @@ def _task_toml(task: Task) -> str:
         info=task.info,
         limits=task.limits,
     )
+
+
+def _tests_time_limit_s(verifier_timeout_s: float) -> float:
+    """Leaves pytest time to end (test.sh kills it 5 s later), and its start time to be slow."""
+    left = min(15.0, max(0.1 * verifier_timeout_s, min(6.0, verifier_timeout_s / 2)))
+    return verifier_timeout_s - left
 
 
 @functools.cache
