@@ -72,6 +72,12 @@ class ComputeConfig:
             "config.compute.remat=none keeps everything: leave remat_keep and remat_offload empty, "
             "or set remat=full to begin with nothing",
         )
+        in_chunks = sorted({"gate", "up"} & set(self.remat_offload))
+        require(
+            self.mlp_chunks == 1 or not in_chunks,
+            f"config.compute.remat_offload={','.join(in_chunks)}: pieces of the MLP cannot go to "
+            f"the host; set config.compute.mlp_chunks=1, it is {self.mlp_chunks}",
+        )
         for name in ("attention_block", "mlp_chunks", "loss_chunk_tokens"):
             value = getattr(self, name)
             require(value > 0, f"config.compute.{name}={value} must be positive")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import pathlib
 import threading
+import time
 import tomllib
 
 from data_pipeline.taskgen import scripted_teacher, teacher, teacher_script
@@ -39,9 +40,18 @@ class Served:
         self.log_path = log_path
 
     def events(self, kind):
-        """The log's lines of a kind, "came" or "ended"."""
-        lines = self.log_path.read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
+        """The log's lines of a kind, "came" or "ended".
+
+        A client may have its reply before the server has noted so: its line is waited for.
+        """
+        patience = time.monotonic() + 5
+        while True:
+            lines = [json.loads(line) for line in self.log_path.read_text().splitlines()]
+            by_kind = {k: [e for e in lines if e["event"] == k] for k in ("came", "ended")}
+            is_whole = len(by_kind["ended"]) == len(by_kind["came"])
+            if kind == "came" or is_whole or time.monotonic() > patience:
+                return by_kind[kind]
+            time.sleep(0.02)
 
     def num_sent(self):
         """Requests that reached the server."""

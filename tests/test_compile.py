@@ -1,5 +1,6 @@
 """The preflight: what every published config costs on its pod, and one of them compiled in full."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -8,10 +9,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import make_preflight_goldens as goldens_maker
 import pytest
 
-from jaxterm.preflight import chips
+from jaxterm import architecture, config
+from jaxterm.preflight import analysis, chips, compiled_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 needs_libtpu = pytest.mark.skipif(
@@ -90,6 +93,31 @@ def test_on_64_chips_no_gradient_of_a_weight_is_all_reduced(tmp_path):
     head_bytes, gradient_bytes = 4 * vocab_size * embed_dim, 2 * mlp_dim * embed_dim
     assert collectives["all-reduce"]["bytes"] < head_bytes + gradient_bytes / 2
     assert collectives["collective-permute"]["bytes"] > 3 * 3 * 3 * gradient_bytes  # as rings
+
+
+def small_preflight(**compute):
+    """Of 12 small layers with rows of 8,192 tokens, one on each of four devices."""
+    run = config.TrainConfig(
+        model=dataclasses.replace(architecture.QWEN3["0.6b"], num_layers=12, vocab_size=4096),
+        compute=config.ComputeConfig(compute_dtype="bfloat16", **compute),
+        data=config.DataConfig(row_length=8192, global_batch_size=4),
+    )
+    with jax.numpy_rank_promotion("allow"):  # tokamax promotes
+        return analysis.analyse(compiled_step.compile_step(run, "v5p:2x2x1"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_waits_on_the_host_is_not_counted_on_the_device():
+    products_bytes = 2 * 12 * 8192 * 3072 * 2  # gate and up of each layer, bfloat16
+    some = small_preflight(remat="projections")
+    moved = small_preflight(remat="projections", remat_offload=("gate", "up"))
+    assert moved.host_bytes == products_bytes and some.host_bytes == 0
+    assert moved.host_transfer_bytes == 2 * products_bytes
+    assert moved.memory["activations"] == some.memory["activations"]
+    # Slices on their way stay: of two layers, forth and back.
+    assert some.peak_bytes < moved.peak_bytes < some.peak_bytes + products_bytes / 12 * 4
+    assert moved.recompute_share < some.recompute_share
 
 
 @needs_libtpu

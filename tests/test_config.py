@@ -136,6 +136,13 @@ def test_rules_hold_after_overrides(parsed, override, message):
         parsed(override)
 
 
+def test_pieces_of_the_mlp_do_not_go_to_the_host(parsed):
+    up = "--config.compute.remat_offload=up"
+    assert parsed(up, "--config.compute.mlp_chunks=1").compute.remat_offload == ("up",)
+    with pytest.raises(ValueError, match=r"offload=up: .* set config\.compute\.mlp_chunks=1"):
+        parsed(up, "--config.compute.mlp_chunks=4")
+
+
 def test_the_parts_of_a_schedule_fit_into_the_run(parsed):
     wsd, most = "--config.optimizer.schedule=wsd", "--config.optimizer.warmup_fraction=0.9"
     assert parsed(wsd, most).optimizer.warmup_fraction == 0.9

@@ -173,14 +173,17 @@ class _Settler:
         self._seen_path = output_dir / SEEN_FILE
         self._seen = seen_prompts.SeenPrompts(self._seen_path, threshold=options.near_duplicates)
 
-    async def settle(self, index: int, name: str, made: making.Made) -> None:
-        """Write the task where it is kept, then its line; replies come in while the disk works."""
+    def settle(self, index: int, name: str, made: making.Made) -> None:
+        """Write the task where it is kept, then its line.
+
+        In the loop's own thread: a handful of small files takes less than to hand them to another.
+        """
         ending, reason = made.ending, made.reason
         if made.task is not None:
             ending, reason = self._judge(made.task)
             if ending == "kept":
                 reason = made.reason
-                await asyncio.to_thread(task_module.write_task, made.task, self._folder)
+                task_module.write_task(made.task, self._folder)
                 self._seen.commit()
         if ending != "kept":  # a kill may have left it, before another verdict
             task_module.remove_task(name, self._folder)
@@ -290,18 +293,16 @@ class _Engine:
         except sandbox.SandboxError as error:
             self.stopped = f"the sandbox fails ({error}); see to it, or add --check=none"
         except teacher.TeacherError as error:
-            await self._note_silence(index, order, error)
+            self._note_silence(index, order, error)
         else:
             self.num_silent = 0
-            await self.settler.settle(index, order.name, made)
+            self.settler.settle(index, order.name, made)
 
-    async def _note_silence(
-        self, index: int, order: recipe.Order, error: teacher.TeacherError
-    ) -> None:
+    def _note_silence(self, index: int, order: recipe.Order, error: teacher.TeacherError) -> None:
         """No reply: what will not pass is the order's end, what may pass leaves it open."""
         if error.is_final:
             refused = making.Made(ending="refused", reason=str(error))
-            await self.settler.settle(index, order.name, refused)
+            self.settler.settle(index, order.name, refused)
             return
         self.num_silent += 1
         if error.affects_all or self.num_silent >= _PATIENCE * self.settings.max_in_flight:

@@ -46,14 +46,17 @@ def find(
 
 
 def _shared_run(texts: list[str], instruction: str) -> str:
-    named = [("", text) for text in texts]
+    # A text has no more words than it has letters and digits: most are too short to say anything.
+    named = [("", text) for text in texts if len(text) >= RUN_WORDS]
+    if not named:
+        return ""
     finder = decontamination.Decontaminator(named, ngram=RUN_WORDS, normalisation="words")
     found = finder.find(instruction)
     return found.partition(": ")[2][:_SHOWN_CHARS] if " words of " in found else ""
 
 
 def _gives_away(content: bytes, text: str, *, is_solution: bool) -> bool:
-    words = decontamination.split_words(text, "words")
+    words = decontamination.split_words(text, "words") if len(text) >= RUN_WORDS else []
     if len(words) < RUN_WORDS:
         return False
     there = decontamination.split_words(content.decode("utf-8", "replace"), "words")

@@ -8,6 +8,7 @@ run was killed never was.
 """
 
 import hashlib
+import json
 import pathlib
 import re
 import sqlite3
@@ -79,11 +80,10 @@ class SeenPrompts:
         self._database.close()
 
     def _nearest(self, sketch: RMinHash, bands: list[int]) -> tuple[str, float] | None:
-        marks = ",".join("?" * len(bands))
         rows = self._database.execute(
-            f"SELECT name, sketch FROM sketches WHERE number IN "
-            f"(SELECT DISTINCT number FROM bands WHERE band IN ({marks})) ORDER BY number",
-            bands,
+            "SELECT name, sketch FROM sketches WHERE number IN (SELECT number FROM bands "
+            "WHERE band IN (SELECT value FROM json_each(?))) ORDER BY number",
+            (json.dumps(bands),),
         )
         best: tuple[str, float] | None = None
         for name, state in rows:
@@ -97,8 +97,11 @@ class SeenPrompts:
         number = self._database.execute(
             "INSERT INTO sketches (name, sketch) VALUES (?, ?)", (name, state)
         ).lastrowid
-        rows = ((band, number) for band in set(bands))
-        self._database.executemany("INSERT INTO bands VALUES (?, ?)", rows)
+        # One statement, since each gives way to other threads.
+        self._database.execute(
+            "INSERT INTO bands SELECT DISTINCT value, ? FROM json_each(?)",
+            (number, json.dumps(bands)),
+        )
 
 
 def _sketch_of(prompt: str) -> RMinHash:

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pathlib
+import posixpath
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -117,16 +118,39 @@ def path_fault(path: str) -> str:
 def write_task(task: Task, folder: pathlib.Path) -> None:
     """Write folder/NAME, whole or not at all; replaces one that is there."""
     temporary, target = folder / f".{task.name}.new", folder / task.name
-    _remove(temporary)
-    contents = _contents(task)
-    for parent in sorted({str(pathlib.PurePosixPath(name).parent) for name in contents}):
-        (temporary / parent).mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.mkdir()
+    except FileExistsError:
+        _remove(temporary)
+        temporary.mkdir()
+    made, contents = {""}, _contents(task)
     for name, content in contents.items():
-        path = temporary / name
-        path.write_bytes(content)
-        path.chmod(0o755 if content.startswith(b"#!") else 0o644)
-    _remove(target)
-    temporary.rename(target)
+        _make_folders(temporary, posixpath.dirname(name), made)
+        mode = 0o755 if content.startswith(b"#!") else 0o644
+        _write_file(f"{temporary}/{name}", content, mode)
+    try:
+        temporary.rename(target)
+    except OSError:  # something is there
+        _remove(target)
+        temporary.rename(target)
+
+
+def _make_folders(root: pathlib.Path, name: str, made: set[str]) -> None:
+    """root/NAME and what is above it, but for those `made` before."""
+    if name not in made:
+        _make_folders(root, posixpath.dirname(name), made)
+        os.mkdir(f"{root}/{name}")
+        made.add(name)
+
+
+def _write_file(path: str, content: bytes, mode: int) -> None:
+    """A new file with the mode told, whatever the umask."""
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    with open(opened, "wb", buffering=0) as file:
+        os.fchmod(opened, mode)
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
 
 
 def remove_task(name: str, folder: pathlib.Path) -> None:

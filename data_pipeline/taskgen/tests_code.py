@@ -75,17 +75,19 @@ def _is_test_class(node: ast.ClassDef) -> bool:
     return node.name.startswith("Test") or "TestCase" in bases
 
 
-def _walk(node: ast.AST) -> Iterator[ast.AST]:
+def _walk(root: ast.AST) -> Iterator[ast.AST]:
     """The nodes, without those that say something only to who reads the tests or their failures."""
-    if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _called(node) in _TALK):
-        return
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return  # a docstring
-    yield node
-    message = node.msg if isinstance(node, ast.Assert) else None
-    for child in ast.iter_child_nodes(node):
-        if child is not message:
-            yield from _walk(child)
+    left = [root]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and _called(node) in _TALK):
+            continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
+        yield node
+        message = node.msg if isinstance(node, ast.Assert) else None
+        children = [child for child in ast.iter_child_nodes(node) if child is not message]
+        left.extend(reversed(children))
 
 
 def _called(node: ast.Call) -> str:

@@ -1,8 +1,8 @@
 """What a compiled train step costs a device: memory by kind, FLOPs, bytes between devices, time.
 
 The time is an estimate, from peaks alone: the FLOPs of the step at the device's peak, and the bytes
-that collectives send at the peak of its links. Collectives run beside computation where they can,
-so the larger of the two bounds the step from below, and with it the utilisation from above.
+that collectives and the host send at the peaks of their links. These run beside computation where
+they can, so the largest bounds the step from below, and with it the utilisation from above.
 """
 
 import dataclasses
@@ -35,12 +35,15 @@ class Preflight:
     collectives: dict[str, dict[str, int]]  # by kind: count, bytes, wire_bytes
     collective_bytes: int
     largest_collectives: list[dict[str, Any]]
+    host_capacity_bytes: int
     host_transfer_bytes: int
     step_flops: float  # executed; attention at the full causal row
     model_flops: float  # that the mathematics needs, attention at the full causal row
     recompute_share: float  # step_flops / model_flops
     compute_seconds: float  # estimates, from peaks
     collective_seconds: float
+    host_seconds: float
+    passes_seconds: float  # computing, and waiting for the host's memory
     step_seconds: float
     mfu_bound: float
     tokens_per_step: int
@@ -49,6 +52,11 @@ class Preflight:
     compile_seconds: float
     settings: dict[str, Any]
     versions: dict[str, str]
+
+    @property
+    def is_bound_by_links(self) -> bool:
+        """Whether the collectives take longer than the computing."""
+        return self.collective_seconds > self.compute_seconds
 
 
 def analyse(step: compiled_step.CompiledStep) -> Preflight:
@@ -60,7 +68,12 @@ def analyse(step: compiled_step.CompiledStep) -> Preflight:
     compute_s = step_flops / chip.flops
     wire = sum(kind["wire_bytes"] for kind in costs.by_kind().values())
     collective_s = wire / chip.link_bytes_per_s
-    step_s = max(compute_s, collective_s)
+    to_host_s = costs.to_host_bytes / chip.host_link_bytes_per_s
+    from_host_s = costs.from_host_bytes / chip.host_link_bytes_per_s
+    # What goes to the host goes while the forward pass runs, and comes back in the backward pass.
+    forward_s = model_flops / 3 / chip.flops
+    passes_s = max(forward_s, to_host_s) + max(compute_s - forward_s, from_host_s)
+    step_s = max(passes_s, collective_s)
     tokens = step.run.data.global_batch_size * step.run.data.row_length
     return Preflight(
         topology=step.topology,
@@ -80,12 +93,15 @@ def analyse(step: compiled_step.CompiledStep) -> Preflight:
              "bytes": each.bytes, "times": each.times, "op": each.op_name}
             for each in costs.largest(8)
         ],
+        host_capacity_bytes=chip.host_bytes,
         host_transfer_bytes=costs.to_host_bytes + costs.from_host_bytes,
         step_flops=step_flops,
         model_flops=model_flops,
         recompute_share=step_flops / model_flops,
         compute_seconds=compute_s,
         collective_seconds=collective_s,
+        host_seconds=to_host_s + from_host_s,
+        passes_seconds=passes_s,
         step_seconds=step_s,
         mfu_bound=model_flops / (chip.flops * step_s),
         tokens_per_step=tokens,
@@ -93,7 +109,7 @@ def analyse(step: compiled_step.CompiledStep) -> Preflight:
         unknown_loops=[loop.name for loop in costs.unknown_loops],
         compile_seconds=step.seconds,
         settings=config.to_json_dict(step.run),
-        versions=_versions(),
+        versions=versions(),
     )  # fmt: skip
 
 
@@ -103,9 +119,9 @@ def as_json(found: Preflight) -> dict[str, Any]:
 
 
 def _peak_bytes(memory: Any) -> int:
-    """Of the device's own memory; XLA counts buffers in the host's memory too."""
-    on_host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
-    return memory.peak_memory_in_bytes - on_host + memory.generated_code_size_in_bytes
+    """Of the device's own memory; XLA counts arguments in the host's memory too."""
+    peak = memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes
+    return peak + memory.generated_code_size_in_bytes
 
 
 def _model_flops(run: config.TrainConfig, num_devices: int) -> tuple[float, float]:
@@ -167,7 +183,8 @@ def _shard_bytes(tree: Any) -> int:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that decide what is compiled."""
     found = {}
     for name in _PACKAGES:
         try:

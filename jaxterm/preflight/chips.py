@@ -21,19 +21,21 @@ class Chip:
     hbm_bytes_per_s: float
     link_bytes_per_s: float  # to all neighbours together, in one direction
     host_bytes: int  # of the host's memory, a device's share
+    host_link_bytes_per_s: float  # to the host's memory, in one direction
 
 
 # hbm_bytes: what libtpu 0.0.50 names when a program does not fit. The rest: Google's pages of each
 # generation (cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x: peak compute, HBM bandwidth,
 # interchip interconnect bandwidth halved to one direction; tpu7x a chiplet, half a chip), and the
-# memory of the hosts of their machine types over the devices of a host.
+# memory of the hosts of their machine types over the devices of a host. The link to the host: "How
+# to scale your model", part 2 (PCIe, 16 GB/s, 32 on v6e; for tpu7x the lower is taken).
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v5e", int(15.75 * 2**30), 197 * _T, 819 * _GB, 200 * _GB, int(24e9)),
-        Chip("v5p", int(95.73 * 2**30), 459 * _T, 2765 * _GB, 600 * _GB, int(112e9)),
-        Chip("v6e", int(31.24 * 2**30), 918 * _T, 1640 * _GB, 448 * _GB, int(180e9)),
-        Chip("tpu7x", int(94.74 * 2**30), 1153.5 * _T, 3690 * _GB, 600 * _GB, int(120e9)),
+        Chip("v5e", int(15.75 * 2**30), 197 * _T, 819 * _GB, 200 * _GB, int(24e9), 16 * _GB),
+        Chip("v5p", int(95.73 * 2**30), 459 * _T, 2765 * _GB, 600 * _GB, int(112e9), 16 * _GB),
+        Chip("v6e", int(31.24 * 2**30), 918 * _T, 1640 * _GB, 448 * _GB, int(180e9), 32 * _GB),
+        Chip("tpu7x", int(94.74 * 2**30), 1153.5 * _T, 3690 * _GB, 600 * _GB, int(120e9), 16 * _GB),
     )
 }
 

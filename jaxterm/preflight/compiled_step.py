@@ -11,8 +11,14 @@ import jax.numpy as jnp
 from jaxterm import config, sharding, train_step
 from jaxterm.preflight import chips
 
-# Read by libtpu when it is loaded: ask no metadata server, and let several processes load it.
-_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# Read by libtpu when it is loaded: ask no metadata server, let several processes load it, and do
+# not look for the host's own chips, for which it is told to be one that has some.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 _BATCH_NAMES = ("tokens", "positions", "segment_ids", "loss_mask")
 
@@ -43,7 +49,8 @@ def compile_step(run: config.TrainConfig, topology: str) -> CompiledStep:
     """Compile what `jaxterm.train` would run on each step.
 
     Raises:
-        ValueError: an unknown topology, or settings that do not fit its devices.
+        ValueError: an unknown topology, settings that do not fit its devices, or that libtpu cannot
+            compile.
         DoesNotFitError: the step needs more memory than a device has.
     """
     jax.config.update("jax_platforms", "cpu")
@@ -67,7 +74,7 @@ def compile_step(run: config.TrainConfig, topology: str) -> CompiledStep:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise DoesNotFitError(_first_line(error)) from error
-        raise
+        raise ValueError(f"libtpu cannot compile these settings: {_first_line(error)}") from error
     return CompiledStep(
         run=run,
         topology=topology,

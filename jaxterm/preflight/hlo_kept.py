@@ -3,6 +3,8 @@
 The layers are one loop forward and one backward. What a layer keeps is a slice that the forward
 loop writes into an array with a leading dim of layers, which the backward loop then takes. Stacked
 parameters are taken too, but never written; stacked gradients are written, but by the last loop.
+Where slices travel to the host, the compiler takes an iteration of each loop out of it, so that the
+next one's slice is under way: the loops then run once less.
 """
 
 import dataclasses
@@ -35,7 +37,7 @@ def kept_stacks(text: str, num_layers: int) -> tuple[hlo_text.Shape, ...]:
 
     Args:
         text: what `compiled.as_text()` gives.
-        num_layers: iterations of both loops.
+        num_layers: over which both loops run.
 
     Raises:
         ValueError: `text` is not the text of a compiled program.
@@ -46,16 +48,18 @@ def kept_stacks(text: str, num_layers: int) -> tuple[hlo_text.Shape, ...]:
         shape
         for name, computation in module.computations.items()
         for shape in _kept_in(module, computation, _loops_of(loops, name, num_layers))
+        if shape.dims[:1] == (num_layers,)
     )
 
 
-def _loops_of(loops: hlo_loops.Loops, name: str, trip_count: int) -> list[hlo_text.Instruction]:
-    """The loops of a computation that are known to run so often."""
+def _loops_of(loops: hlo_loops.Loops, name: str, num_layers: int) -> list[hlo_text.Instruction]:
+    """The loops of a computation that are known to run over the layers, or all but one."""
     scope = hlo_loops.Scope(loops, name, ())
     return [
         instruction
         for instruction in scope.computation.instructions.values()
-        if instruction.opcode == "while" and loops.trip_count(instruction, scope) == trip_count
+        if instruction.opcode == "while"
+        and loops.trip_count(instruction, scope) in (num_layers - 1, num_layers)
     ]
 
 

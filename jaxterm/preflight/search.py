@@ -1,7 +1,7 @@
 """Tries settings for a pod, and ranks those that fit by the estimated time of a step.
 
-Each is compiled in full, one after another; with a folder every result is kept there, and the same
-search goes on where it stopped.
+Each is compiled in full, one after another, some minutes each; so what cannot win is left out. With
+a folder every result is kept there, and the same search goes on where it stopped.
 """
 
 import dataclasses
@@ -9,27 +9,61 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import rich.console
 
-from jaxterm import config
+from jaxterm import config, remat
 from jaxterm.preflight import analysis, chips, compiled_step
 
-MAX_HBM_SHARE = 0.9  # what is left is for what the compiler does not see: fragments, other programs
+MAX_SHARE = 0.9  # of memory; what is left is for what the compiler does not see: other programs
 
-# From the least recomputed to the least memory: policy, tensors kept beside it, tensors offloaded.
-_MEMORY_PLANS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("dots", (), ()),
-    ("projections", ("gate",), ()),
-    ("projections", (), ("gate", "up")),
-    ("projections", (), ()),
-    ("attention", (), ()),
-    ("full", (), ()),
-    ("full", (), ("stream",)),
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What a step keeps, where, and in how small pieces it computes; see jaxterm/remat.py."""
+
+    remat: str
+    keep: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+    mlp_chunks: int = 4
+    loss_chunk_tokens: int = 1024
+    state_memory: str = "device"
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """What is not computed again, wherever it waits."""
+        return frozenset((*remat.POLICIES[self.remat], *self.keep, *self.offload)) - {"stream"}
+
+
+# Each needs less of the device's memory than the one before it.
+MEMORY_PLANS = (
+    MemoryPlan("dots"),
+    MemoryPlan("projections", keep=("gate",)),
+    MemoryPlan("attention", keep=("gate",)),
+    MemoryPlan("projections", offload=("gate", "up"), mlp_chunks=1),
+    MemoryPlan("projections"),
+    MemoryPlan("attention", keep=("k", "v")),
+    MemoryPlan("attention"),
+    MemoryPlan("full"),
+    MemoryPlan("full", mlp_chunks=8, loss_chunk_tokens=512),
+    MemoryPlan("full", offload=("stream",), mlp_chunks=8, loss_chunk_tokens=512),
+    MemoryPlan(
+        "full", offload=("stream",), mlp_chunks=8, loss_chunk_tokens=512, state_memory="host"
+    ),
 )
-_MLP_CHUNKS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How a pod shares a step's rows and weights."""
+
+    fsdp: int
+    context: int
+    tensor: int
+    num_micro_batches: int
+    rows_at_a_time: int  # of one shard of the batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +71,24 @@ class Tried:
     """One set of settings, and what became of it."""
 
     label: str
+    plan: MemoryPlan
     flags: tuple[str, ...]  # that give these settings on a command line
     found: analysis.Preflight | None
     fault: str  # why there is nothing found
 
     @property
+    def has_room(self) -> bool:
+        """Whether it fits, and leaves what the compiler does not see its part."""
+        return (
+            self.found is not None
+            and self.found.peak_bytes <= MAX_SHARE * self.found.capacity_bytes
+            and self.found.host_bytes <= MAX_SHARE * self.found.host_capacity_bytes
+        )
+
+    @property
     def rank(self) -> tuple[bool, float]:
         """Smaller is better: those that leave room first, by their estimated step."""
-        if self.found is None:
-            return True, float("inf")
-        room = self.found.peak_bytes <= MAX_HBM_SHARE * self.found.capacity_bytes
-        return not room, self.found.step_seconds
+        return not self.has_room, self.found.step_seconds if self.found else float("inf")
 
 
 def run(
@@ -57,41 +98,91 @@ def run(
     console: rich.console.Console,
     folder: pathlib.Path | None = None,
 ) -> list[Tried]:
-    """Compile candidates; the best first.
+    """Compile candidates; the best first."""
 
-    For each mesh, memory plans are tried from the least recomputed on, until one leaves room: those
-    after it would only compute more again.
+    def compile_one(mesh: Mesh, plan: MemoryPlan) -> Tried:
+        return _try(base, topology, mesh, plan, console, folder)
+
+    return explore(list(candidate_meshes(base, topology)), compile_one)
+
+
+def explore(meshes: list[Mesh], compile_one: Callable[[Mesh, MemoryPlan], Tried]) -> list[Tried]:
+    """What was tried, the best first.
+
+    On a mesh the plan wanted is the first that leaves room, since those after it keep less; it is
+    found by halving. Then what keeps more, but on the host. A plan is left out where its passes
+    alone take as long as the best step known: they take no less on another mesh, nor with less
+    kept.
     """
-    tried = []
-    for mesh in candidate_meshes(base, topology):
-        for plan in _MEMORY_PLANS:
-            one = _try(base, topology, mesh, plan, console, folder)
-            tried.append(one)
-            if not one.rank[0]:
-                break
+    tried: list[Tried] = []
+    passes_seconds: dict[MemoryPlan, float] = {}
+    compute_seconds: dict[frozenset[str], float] = {}  # by what is kept
+
+    def best() -> analysis.Preflight | None:
+        found = [each.found for each in tried if each.found and each.has_room]
+        return min(found, key=lambda each: each.step_seconds, default=None)
+
+    def can_win(plan: MemoryPlan) -> bool:
+        known = [s for kept, s in compute_seconds.items() if kept >= plan.kept]
+        floor = max([passes_seconds.get(plan, 0.0), *known])
+        best_now = best()
+        return best_now is None or floor < best_now.step_seconds
+
+    def has_room(mesh: Mesh, plan: MemoryPlan) -> bool:
+        one = compile_one(mesh, plan)
+        tried.append(one)
+        if one.found is not None:
+            passes_seconds[plan] = one.found.passes_seconds
+            compute_seconds[plan.kept] = one.found.compute_seconds
+        return one.has_room
+
+    for mesh in meshes:
+        best_now = best()
+        if mesh.rows_at_a_time > 1 and (best_now is None or not best_now.is_bound_by_links):
+            continue  # more rows at a time gather the weights less often, and do nothing else
+        plans = [plan for plan in MEMORY_PLANS if can_win(plan)]
+        # What needs the least memory first, where better is known: if that has no room, none has,
+        # and if its links take too long, they do.
+        if best_now is not None and plans:
+            if not has_room(mesh, plans.pop()):
+                continue
+            if (found := tried[-1].found) and found.collective_seconds >= best_now.step_seconds:
+                continue
+        asked = len(tried)
+        first = _first_with_room(plans, lambda p, mesh=mesh: not can_win(p) or has_room(mesh, p))
+        for plan in plans[first + 1 :]:
+            keeps_more = plan.offload and plan.kept > plans[first].kept
+            if keeps_more and can_win(plan) and plan not in [each.plan for each in tried[asked:]]:
+                has_room(mesh, plan)
     return sorted(tried, key=lambda each: each.rank)
 
 
-def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[dict[str, int]]:
-    """Mesh axes and micro-batches that the model's dims allow: rows over all devices, or several
-    devices for a row."""
+def _first_with_room(plans: list[MemoryPlan], has_room: Callable[[MemoryPlan], bool]) -> int:
+    """The index of the first that has room, of plans that need less and less memory."""
+    low, high = 0, len(plans)
+    while low < high:
+        middle = (low + high) // 2
+        if has_room(plans[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[Mesh]:
+    """Meshes that the model's dims allow: rows over all devices, or several devices for a row."""
     num_devices = len(chips.devices_of(topology))
     rows = base.data.global_batch_size
-    for context in (1, 2, 4, 8):
-        for tensor in (1, 2, 4):
-            shards, rest = divmod(num_devices, context * tensor)
-            if rest or shards == 0 or rows % shards:
+    for context, tensor in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4)):
+        shards, rest = divmod(num_devices, context * tensor)
+        if rest or rows % shards:
+            continue
+        for at_a_time in (1, 2, 4):
+            if rows % (shards * at_a_time):
                 continue
-            if context * tensor > 1 and context > 1 < tensor:
-                continue  # both cut a row's work already
-            mesh = {
-                "fsdp": shards,
-                "context": context,
-                "tensor": tensor,
-                "num_micro_batches": rows // shards,
-            }
+            mesh = Mesh(shards, context, tensor, rows // shards // at_a_time, at_a_time)
             try:
-                config.validate_on_devices(_settings(base, mesh, _MEMORY_PLANS[0]), num_devices)
+                config.validate_on_devices(_settings(base, mesh, MEMORY_PLANS[0]), num_devices)
             except ValueError:
                 continue
             yield mesh
@@ -100,19 +191,19 @@ def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[dict[s
 def _try(
     base: config.TrainConfig,
     topology: str,
-    mesh: dict[str, int],
-    plan: tuple[str, tuple[str, ...], tuple[str, ...]],
+    mesh: Mesh,
+    plan: MemoryPlan,
     console: rich.console.Console,
     folder: pathlib.Path | None,
 ) -> Tried:
     settings = _settings(base, mesh, plan)
     flags = tuple(_flags(mesh, plan))
-    label = " ".join(flag.removeprefix("--config.") for flag in flags)
+    label = " ".join(flag.rpartition(".")[2] for flag in flags)
     kept = folder / f"{_digest(settings, topology)}.json" if folder else None
     if kept and kept.exists():
         values = json.loads(kept.read_text())
         found = analysis.Preflight(**values["found"]) if values["found"] else None
-        return Tried(label, flags, found, values["fault"])
+        return Tried(label, plan, flags, found, values["fault"])
     found, fault = None, ""
     with console.status(label):
         try:
@@ -121,52 +212,61 @@ def _try(
             fault = "does not fit"
         except ValueError as error:
             fault = str(error)
-    console.print(f"{label}: {f'{found.peak_bytes / 1e9:.1f} GB' if found else fault}")
+    told = f"{found.peak_bytes / 1e9:.1f} GB, {found.step_seconds:.1f} s" if found else fault
+    console.print(f"{label}: {told}", markup=False)
     if kept:
         _keep(kept, {"found": analysis.as_json(found) if found else None, "fault": fault})
-    return Tried(label, flags, found, fault)
+    return Tried(label, plan, flags, found, fault)
 
 
-def _settings(
-    base: config.TrainConfig,
-    mesh: dict[str, int],
-    plan: tuple[str, tuple[str, ...], tuple[str, ...]],
-) -> config.TrainConfig:
-    policy, keep, offload = plan
-    axes = {name: mesh[name] for name in ("fsdp", "context", "tensor")}
+def _settings(base: config.TrainConfig, mesh: Mesh, plan: MemoryPlan) -> config.TrainConfig:
     return dataclasses.replace(
         base,
-        mesh=dataclasses.replace(base.mesh, data=1, num_slices=1, **axes),
+        mesh=dataclasses.replace(
+            base.mesh,
+            data=1,
+            num_slices=1,
+            fsdp=mesh.fsdp,
+            context=mesh.context,
+            tensor=mesh.tensor,
+        ),
         compute=dataclasses.replace(
             base.compute,
-            remat=policy,
-            remat_keep=keep,
-            remat_offload=offload,
-            mlp_chunks=_MLP_CHUNKS,
+            remat=plan.remat,
+            remat_keep=plan.keep,
+            remat_offload=plan.offload,
+            mlp_chunks=plan.mlp_chunks,
+            loss_chunk_tokens=plan.loss_chunk_tokens,
         ),
-        optimizer=dataclasses.replace(base.optimizer, num_micro_batches=mesh["num_micro_batches"]),
+        optimizer=dataclasses.replace(
+            base.optimizer,
+            num_micro_batches=mesh.num_micro_batches,
+            state_memory=plan.state_memory,
+        ),
     )
 
 
-def _flags(
-    mesh: dict[str, int], plan: tuple[str, tuple[str, ...], tuple[str, ...]]
-) -> Iterator[str]:
-    policy, keep, offload = plan
-    for axis in ("fsdp", "context", "tensor"):
-        if mesh[axis] > 1 or axis == "fsdp":
-            yield f"--config.mesh.{axis}={mesh[axis]}"
-    yield f"--config.optimizer.num_micro_batches={mesh['num_micro_batches']}"
-    yield f"--config.compute.remat={policy}"
-    if keep:
-        yield f"--config.compute.remat_keep={','.join(keep)}"
-    if offload:
-        yield f"--config.compute.remat_offload={','.join(offload)}"
-    yield f"--config.compute.mlp_chunks={_MLP_CHUNKS}"
+def _flags(mesh: Mesh, plan: MemoryPlan) -> Iterator[str]:
+    """What differs from the defaults, and what every pod sets."""
+    yield f"--config.mesh.fsdp={mesh.fsdp}"
+    for axis in ("context", "tensor"):
+        if getattr(mesh, axis) > 1:
+            yield f"--config.mesh.{axis}={getattr(mesh, axis)}"
+    yield f"--config.optimizer.num_micro_batches={mesh.num_micro_batches}"
+    yield f"--config.compute.remat={plan.remat}"
+    if plan.keep:
+        yield f"--config.compute.remat_keep={','.join(plan.keep)}"
+    if plan.offload:
+        yield f"--config.compute.remat_offload={','.join(plan.offload)}"
+    yield f"--config.compute.mlp_chunks={plan.mlp_chunks}"
+    yield f"--config.compute.loss_chunk_tokens={plan.loss_chunk_tokens}"
+    if plan.state_memory != "device":
+        yield f"--config.optimizer.state_memory={plan.state_memory}"
 
 
 def _digest(settings: config.TrainConfig, topology: str) -> str:
-    told = json.dumps([config.to_json_dict(settings), topology], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    told = [config.to_json_dict(settings), topology, analysis.versions()]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _keep(path: pathlib.Path, values: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ def show(found: analysis.Preflight, console: rich.console.Console) -> None:
     )
     console.print(
         f"estimate from peaks: {found.step_seconds:.2f} s a step at the least "
-        f"(compute {found.compute_seconds:.2f} s, collectives {found.collective_seconds:.2f} s), "
+        f"(compute {found.compute_seconds:.2f} s, collectives {found.collective_seconds:.2f} s, "
+        f"the host's memory {found.host_seconds:.2f} s), "
         f"so MFU {found.mfu_bound:.0%} and {found.tokens_per_second_bound:,.0f} tokens/s at most"
     )
     if found.unknown_loops:

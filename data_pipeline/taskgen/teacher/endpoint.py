@@ -5,7 +5,9 @@ servers differ is asked once more without it.
 """
 
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -71,20 +73,40 @@ class Endpoint:
                 "http://HOST:PORT/v1"
             ) from None
         self._dialect = question_module.Dialect()
-        self._http = httpx2.AsyncClient(
-            # Compressed bodies would unpack past the limits on what is read.
-            headers={"Accept-Encoding": "identity", **self._key.headers()},
-            timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(
-                max_connections=settings.max_in_flight,
-                max_keepalive_connections=settings.max_in_flight,
-            ),
-            follow_redirects=False,  # the key goes nowhere else
-        )
+        self._ssl_context = httpx2.create_ssl_context()  # takes long, so all clients share it
+        self._idle: list[httpx2.AsyncClient] = []  # the last one used, and still warm, at the end
+        self._clients: list[httpx2.AsyncClient] = []
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for client in self._clients:
+            await client.aclose()
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[httpx2.AsyncClient]:
+        """One that nobody else uses meanwhile, with one connection.
+
+        A client of many connections asks the system about each of the idle ones before every
+        request, which costs more than all the rest of it.
+        """
+        if not self._idle:
+            self._clients.append(self._new_client())
+            self._idle.append(self._clients[-1])
+        client = self._idle.pop()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            # Compressed bodies would unpack past the limits on what is read.
+            headers={"Accept-Encoding": "identity", **self._key.headers()},
+            timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(max_connections=1, max_keepalive_connections=1),
+            follow_redirects=False,  # the key goes nowhere else
+            verify=self._ssl_context,
+        )
 
     async def send(self, question: question_module.Question) -> reply_module.Reply | faults.Fault:
         """Send the question once.
@@ -166,19 +188,25 @@ class Endpoint:
     ) -> None:
         body = question.body(stream=self._settings.stream, dialect=dialect)
         headers = {"Content-Type": "application/json"}
-        async with self._http.stream("POST", self._url, content=body, headers=headers) as response:
-            if response.status_code != 200:
-                exchange.is_free = True
-                raise await self._refusal(response)
-            exchange.is_accepted = True
-            if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-                await self._read_stream(response, exchange.assembly, deadline)
-            else:
-                limit = 8 * self._settings.max_reply_bytes  # escapes and fields around the text
-                text = await _read(response, limit)
-                if text is None:
-                    raise reply_module.MalformedError(f"a body of more than {limit} bytes")
-                exchange.assembly.add_body(self._key.redact(text))
+        with self._client() as client:
+            async with client.stream("POST", self._url, content=body, headers=headers) as response:
+                await self._take(response, exchange, deadline)
+
+    async def _take(
+        self, response: httpx2.Response, exchange: _Exchange, deadline: asyncio.Timeout
+    ) -> None:
+        if response.status_code != 200:
+            exchange.is_free = True
+            raise await self._refusal(response)
+        exchange.is_accepted = True
+        if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            await self._read_stream(response, exchange.assembly, deadline)
+        else:
+            limit = 8 * self._settings.max_reply_bytes  # escapes and fields around the text
+            text = await _read(response, limit)
+            if text is None:
+                raise reply_module.MalformedError(f"a body of more than {limit} bytes")
+            exchange.assembly.add_body(self._key.redact(text))
 
     async def _read_stream(
         self,

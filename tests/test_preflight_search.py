@@ -1,0 +1,114 @@
+"""The search for settings finds what trying all of them finds, with a fraction of the compiles."""
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from jaxterm.preflight import analysis, search
+
+# Of a 14B block, as jaxterm/remat.py tells them: bytes kept, and the share of a step that computing
+# the tensor again takes.
+COSTS = {
+    "q": (336, 0.02), "k": (67, 0.004), "v": (67, 0.004), "attention": (341, 0.11),
+    "middle": (336, 0.02), "gate": (1141, 0.05), "up": (1141, 0.05), "stream": (336, 0.0),
+}  # fmt: skip
+_FIELDS: Any = {each.name: 0 for each in dataclasses.fields(analysis.Preflight)}
+NOTHING = analysis.Preflight(**_FIELDS)
+ALL_KEPT = sum(num_bytes for num_bytes, _ in COSTS.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """What a step costs, in closed form; a mesh that cuts rows keeps less and sends more."""
+
+    capacity: float
+    always: float  # bytes, whatever is kept
+    links: float  # seconds on a mesh of fsdp alone
+    host_link: float
+
+    def tried(self, mesh: search.Mesh, plan: search.MemoryPlan) -> search.Tried:
+        return search.Tried(f"{mesh} {plan}", plan, (), self.measure(mesh, plan), "")
+
+    def measure(self, mesh: search.Mesh, plan: search.MemoryPlan) -> analysis.Preflight:
+        cut, rows = mesh.context * mesh.tensor, mesh.rows_at_a_time
+        kept = {*plan.kept, "stream"} - {*plan.offload}
+        memory = self.always + rows / cut * sum(COSTS[each][0] for each in kept)
+        memory += 300 * rows / plan.mlp_chunks + rows * plan.loss_chunk_tokens / 10
+        memory += 500 * (plan.state_memory == "device")
+        again = sum(share for each, (_, share) in COSTS.items() if each not in plan.kept)
+        compute = 1 + again
+        links = self.links * cut / rows
+        host = sum(COSTS[each][0] for each in plan.offload) / self.host_link
+        passes = max(1 / 3, host) + max(compute - 1 / 3, host)
+        return dataclasses.replace(
+            NOTHING,
+            peak_bytes=int(memory),
+            capacity_bytes=int(self.capacity),
+            host_capacity_bytes=1,
+            compute_seconds=compute,
+            collective_seconds=links,
+            passes_seconds=passes,
+            step_seconds=max(passes, links),
+        )
+
+
+def meshes() -> list[search.Mesh]:
+    """As candidate_meshes orders them, of 16 devices and 128 rows."""
+    cuts = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4))
+    return [
+        search.Mesh(16 // (context * tensor), context, tensor, 8 * context * tensor // rows, rows)
+        for context, tensor in cuts
+        for rows in (1, 2, 4)
+    ]
+
+
+def first_with_room(pod: Pod, mesh: search.Mesh) -> search.Tried:
+    """By trying one after another, the last where none has room."""
+    tried = [pod.tried(mesh, plan) for plan in search.MEMORY_PLANS]
+    return next((each for each in tried if each.has_room), tried[-1])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_search_finds_what_trying_all_finds(seed):
+    rng = random.Random(seed)
+    pod = Pod(
+        capacity=rng.uniform(0.2, 2.5) * ALL_KEPT,
+        always=rng.uniform(0.0, 0.3) * ALL_KEPT,
+        links=rng.choice((0.1, 0.3, 0.9, 1.3)),
+        host_link=rng.choice((1e3, 1e4)),
+    )
+    asked = []
+
+    def compile_one(mesh, plan):
+        asked.append((mesh, plan))
+        return pod.tried(mesh, plan)
+
+    best = search.explore(meshes(), compile_one)[0]
+    # On each mesh the first plan with room is what is wanted: a later one may be as good as it.
+    every = [first_with_room(pod, mesh) for mesh in meshes()]
+    wanted = min(every, key=lambda each: each.rank)
+    assert best.has_room == wanted.has_room
+    assert best.rank <= wanted.rank or not wanted.has_room
+    assert len(set(asked)) == len(asked) <= len(meshes()) * len(search.MEMORY_PLANS) / 4
+
+
+def test_each_plan_keeps_less_on_the_device_than_the_one_before():
+    pod = Pod(capacity=1, always=0, links=0, host_link=1)
+    peaks = [pod.measure(meshes()[0], plan).peak_bytes for plan in search.MEMORY_PLANS]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_what_the_host_cannot_hold_has_no_room():
+    pod = Pod(capacity=1e9, always=0, links=0, host_link=1)
+    found = pod.measure(meshes()[0], search.MEMORY_PLANS[0])
+    assert search.Tried("", search.MEMORY_PLANS[0], (), found, "").has_room
+    found = dataclasses.replace(found, host_bytes=100, host_capacity_bytes=100)
+    assert not search.Tried("", search.MEMORY_PLANS[0], (), found, "").has_room
+
+
+def test_a_pod_on_which_nothing_fits_is_ranked_all_the_same():
+    pod = Pod(capacity=1, always=100, links=0, host_link=1)
+    ranking = search.explore(meshes(), pod.tried)
+    assert ranking and not any(each.has_room for each in ranking)
