@@ -65,7 +65,7 @@ def rollout(
             failure, or too many trials that failed by no doing of the agent.
         harbor.StoppedError: a signal came; the same call goes on.
     """
-    tasks = _find_tasks(tasks_dir, options.num_tasks)
+    tasks = find_tasks(tasks_dir, options)
     program = harbor.find_program(options.harbor)
     stage = _stage(tasks, output_dir, options)
     if (output_dir / _LOCK_FILE).is_file():
@@ -89,7 +89,14 @@ def rollout(
         return _finish(stage, run)
 
 
-def _find_tasks(tasks_dir: pathlib.Path, num_tasks: int) -> list[pathlib.Path]:
+def find_tasks(
+    tasks_dir: pathlib.Path, options: rollout_options.RolloutOptions
+) -> list[pathlib.Path]:
+    """The folders of the tasks to roll out, by name.
+
+    Raises:
+        ValueError: there is no folder, or no task in it.
+    """
     cli.require(tasks_dir.is_dir(), f"{tasks_dir}: no such folder; name the folder of the tasks")
     pattern = f"[!.]*/{task_labels.TASK_FILE}"  # a hidden folder is one half written
     found = sorted(p.parent for p in tasks_dir.glob(pattern))
@@ -98,7 +105,9 @@ def _find_tasks(tasks_dir: pathlib.Path, num_tasks: int) -> list[pathlib.Path]:
     cli.require(
         bool(found), f"{tasks_dir}: holds no task (a folder with {task_labels.TASK_FILE} in it)"
     )
-    return found[: num_tasks or None]
+    if options.num_tasks:  # a larger number takes the same ones, and more
+        found.sort(key=lambda task: manifest.digest_json([options.seed, task.name]))
+    return sorted(found[: options.num_tasks or None])
 
 
 def _stage(

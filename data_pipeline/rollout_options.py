@@ -58,8 +58,9 @@ class RolloutOptions:
     )
     attempts: int = dataclasses.field(default=1, metadata=cli.flag("trials of each task"))
     num_tasks: int = dataclasses.field(
-        default=0, metadata=cli.flag("only the first so many tasks, by name; 0 takes all")
+        default=0, metadata=cli.flag("only so many of the tasks, drawn by --seed; 0 takes all")
     )
+    seed: int = dataclasses.field(default=0, metadata=cli.flag("of the draw of --num_tasks"))
     concurrency: int = dataclasses.field(
         default=4,
         metadata=_neutral(

@@ -55,6 +55,22 @@ def test_settings(more, told):
         options(**more)
 
 
+def test_a_few_tasks_are_drawn_and_more_hold_the_same(tmp_path):
+    names = [f"{kind}-{i:02d}" for kind in ("adapt", "seed", "skill") for i in range(20)]
+    for name in (*names, ".half-written"):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+        (tmp_path / "tasks" / name / "task.toml").touch()
+
+    def found(**more):
+        return [task.name for task in rollout.find_tasks(tmp_path, options(**more))]
+
+    assert found() == names == found(num_tasks=100)
+    few, more = found(num_tasks=10), found(num_tasks=20)
+    assert few == sorted(few) and len(few) == 10 and {*few} < {*more}
+    assert len({name.split("-")[0] for name in few}) == 3  # not the first ones by name
+    assert found(num_tasks=10, seed=1) != few == found(num_tasks=10)
+
+
 def holds(whole, part):
     """Whether all that `part` says stands in `whole`."""
     if isinstance(part, dict):

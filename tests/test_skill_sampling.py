@@ -145,7 +145,10 @@ def test_difficulty():
 
 
 def test_a_domain_that_is_used_up_says_so():
-    with pytest.raises(ValueError, match=r"domain security: after .* max_similarity=0\.0; raise"):
+    with pytest.raises(
+        ValueError,
+        match=r"domain security: after .* --max_similarity=0\.0; raise it, lower --count",
+    ):
         plan(50, domains=("security",), max_similarity=0.0)
 
 

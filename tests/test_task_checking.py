@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 import types
+from concurrent import futures
 
 import pytest
 
@@ -300,11 +301,28 @@ def test_many_tasks_come_back_in_their_order(checker):
 
 
 def test_the_engine_is_told_by_an_exception():
-    check = checking.checker(1)
+    check = checking.SandboxCheck(1)
     check(GOOD)
     with pytest.raises(making.Rejected, match="where nothing was done") as error:
         check(changed(tests="def test_a(): pass", weights={}))
     assert error.value.ending == "passes_untouched"
+
+
+def test_a_check_that_is_cancelled_ends_at_once():
+    limits = dataclasses.replace(GOOD.limits, agent_timeout_s=300)
+    slow = changed(solution="sleep 250\n", limits=limits)
+    check = checking.SandboxCheck(1)
+    with futures.ThreadPoolExecutor(2) as pool:
+        under_way = pool.submit(check, slow)
+        waiting = pool.submit(check, slow)  # there is room for one
+        with pytest.raises(TimeoutError):
+            under_way.result(timeout=10)  # the solution sleeps by then
+        begin = time.monotonic()
+        check.cancel()
+        for each in (under_way, waiting):
+            with pytest.raises(sandbox.SandboxError):
+                each.result(timeout=30)
+    assert time.monotonic() - begin < 20
 
 
 def test_checking_leaves_nothing_on_the_disk(monkeypatch):

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 
 from data_pipeline import cli
 from data_pipeline.curation import decontamination
-from data_pipeline.taskgen import adapt_report, adapters, dataset_rows
+from data_pipeline.taskgen import adapt_report, adapters, dataset_rows, novelty_options
 from data_pipeline.taskgen import task as task_module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptOptions:
+class AdaptOptions(novelty_options.NoveltyOptions):
     """What adapt is told."""
 
     prompt_column: str = dataclasses.field(
@@ -52,17 +52,6 @@ class AdaptOptions:
             "similarity of prompts from which on the later one goes; 0 compares for equality alone"
         ),
     )
-    benchmarks: tuple[str, ...] = dataclasses.field(
-        default=(),
-        metadata=cli.flag(
-            "folders of Harbor or Terminal-Bench tasks, or .jsonl files of instructions: prompts "
-            "that share --ngram words in a row with one of them go",
-            changes_output=False,  # the instructions in them do
-        ),
-    )
-    ngram: int = dataclasses.field(
-        default=14, metadata=cli.flag("words in a row that make a prompt contaminated")
-    )
     dockerfile: str = dataclasses.field(
         default="",
         metadata=cli.flag(
@@ -72,14 +61,10 @@ class AdaptOptions:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("min_response_chars", "min_response_tokens"):
             value = getattr(self, name)
             cli.require(value >= 0, f"--{name}={value} must not be negative")
-        cli.require(
-            0 <= self.near_duplicates <= 1,
-            f"--near_duplicates={self.near_duplicates} must be in [0, 1]",
-        )
-        cli.require(self.ngram > 0, f"--ngram={self.ngram} must be positive")
 
 
 class Maker:

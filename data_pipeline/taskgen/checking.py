@@ -70,12 +70,17 @@ class Checker:
         """
         self._num_workers = num_workers
         self._room = threading.Semaphore(num_workers)
+        self._cancelled = threading.Event()
         self._folder = tempfile.TemporaryDirectory(prefix="taskgen-")  # goes with this object
         folder = pathlib.Path(self._folder.name)
         folder.chmod(0o755)
         self._packages = verifier.collect(folder / "packages")
         # Each task would tell anew what of its domain's Dockerfile is left out; outcomes have it.
         warnings.filterwarnings("ignore", module=r"data_pipeline\.sandbox\.")
+
+    def cancel(self) -> None:
+        """End what runs, and begin nothing more; a check under way raises SandboxError."""
+        self._cancelled.set()
 
     def check(self, task: task_module.Task) -> Outcome:
         """Run a task.
@@ -90,13 +95,13 @@ class Checker:
                 try:
                     return self._run(task, pathlib.Path(place) / task.name)
                 except sandbox.SandboxError:
-                    if not left:
+                    if not left or self._cancelled.is_set():
                         raise
                     time.sleep(_PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
     def _run(self, task: task_module.Task, folder: pathlib.Path) -> Outcome:
-        run = _Run(task, folder, self._packages)
+        run = _Run(task, folder, self._packages, self._cancelled)
         try:
             return run.outcome()
         except _Failed as failed:
@@ -128,32 +133,43 @@ class Checker:
                     future.cancel()
 
 
-def checker(num_workers: int) -> making.Check:
-    """A function that runs a task, and raises making.Rejected for one that is not good.
+class SandboxCheck:
+    """A making.Check that runs tasks in the local sandbox."""
 
-    Of one that needs a package which the Dockerfile installs and this machine lacks it returns what
-    that is; of all others an empty text.
+    def __init__(self, num_workers: int):
+        """Look whether sandboxes run here.
 
-    Raises:
-        ValueError: this machine runs no sandbox.
-    """
-    try:
-        sandbox.check()
-    except sandbox.SandboxError as error:
-        raise ValueError(
-            f"tasks cannot be tried in the local sandbox ({error}); see to it, or add --check=none"
-        ) from error
-    runner = Checker(num_workers)
+        Raises:
+            ValueError: this machine runs no sandbox.
+        """
+        try:
+            sandbox.check()
+        except sandbox.SandboxError as error:
+            raise ValueError(
+                f"tasks cannot be tried in the local sandbox ({error}); see to it, or add "
+                "--check=none"
+            ) from error
+        self._checker = Checker(num_workers)
 
-    def check(task: task_module.Task) -> str:
-        outcome = runner.check(task)
+    def __call__(self, task: task_module.Task) -> str:
+        """Empty for a good task.
+
+        Of one that needs a package which the Dockerfile installs and this machine lacks, what that
+        is.
+
+        Raises:
+            making.Rejected: it is not good.
+        """
+        outcome = self._checker.check(task)
         if outcome.ending == "kept":
             return ""
         if outcome.warnings and _LACKS.search(outcome.reason):
             return f"not tried: {outcome.reason}"
         raise making.Rejected(outcome.ending, outcome.reason)
 
-    return check
+    def cancel(self) -> None:
+        """End what runs."""
+        self._checker.cancel()
 
 
 class _Failed(Exception):
@@ -167,13 +183,20 @@ class _Failed(Exception):
 class _Run:
     """The two runs of one task."""
 
-    def __init__(self, task: task_module.Task, folder: pathlib.Path, packages: pathlib.Path):
+    def __init__(
+        self,
+        task: task_module.Task,
+        folder: pathlib.Path,
+        packages: pathlib.Path,
+        cancelled: threading.Event,
+    ):
         self.untouched_reward: float | None = None
         self.solution_reward: float | None = None
         self.warnings: tuple[str, ...] = ()
         self._task = task
         self._folder = folder
         self._packages = packages
+        self._cancelled = cancelled
 
     def outcome(self) -> Outcome:
         """Of a good task.
@@ -204,7 +227,7 @@ class _Run:
     def _run_solution(self) -> None:
         with self._box() as box:
             box.put_dir(self._folder / "solution", "/solution")
-            done = _run_script(box, "/solution/solve.sh", self._task.limits.agent_timeout_s)
+            done = self._run_script(box, "/solution/solve.sh", self._task.limits.agent_timeout_s)
             if done.return_code != 0:
                 said = _tail(done.stdout + done.stderr)
                 how = done.status if done.status != "ok" else f"exit code {done.return_code}"
@@ -240,6 +263,8 @@ class _Run:
             yield box
         except (sandbox.SandboxError, _Failed) as error:
             ended = box.ended()
+            if isinstance(error, sandbox.SandboxLost):
+                raise
             if isinstance(ended, sandbox.SandboxLost):
                 raise ended from error
             if isinstance(error, _Failed):
@@ -260,7 +285,7 @@ class _Run:
     def _test(self, box: sandbox.Sandbox) -> tuple[float, dict[str, Any], str]:
         """Reward, tests.json and the end of what pytest said."""
         box.put_dir(self._folder / "tests", "/tests")
-        done = _run_script(box, "/tests/test.sh", self._task.limits.verifier_timeout_s)
+        done = self._run_script(box, "/tests/test.sh", self._task.limits.verifier_timeout_s)
         said = _tail(done.stdout + done.stderr)
         if done.status != "ok":
             raise _Failed("invalid", f"the tests end by {done.status}: {said}")
@@ -276,10 +301,18 @@ class _Run:
             raise _Failed("invalid", f"the tests leave no results: {said}")
         return reward, results, said
 
+    def _run_script(self, box: sandbox.Sandbox, path: str, timeout_s: float) -> sandbox.Result:
+        """Run a script as Harbor does, but with the system's own chmod.
 
-def _run_script(box: sandbox.Sandbox, path: str, timeout_s: float) -> sandbox.Result:
-    """Run a script as Harbor does, but with the system's own chmod."""
-    return box.run(f"/bin/chmod +x {path} && {path}", timeout_s=timeout_s)
+        Raises:
+            sandbox.SandboxLost: the check was cancelled.
+        """
+        command = f"/bin/chmod +x {path} && {path}"
+        done = box.run(command, timeout_s=timeout_s, cancelled=self._cancelled)
+        if done.status == "cancelled":
+            box.stop()
+            raise sandbox.SandboxLost("the check was cancelled")
+        return done
 
 
 def _tail(output: bytes) -> str:

@@ -20,7 +20,16 @@ from rich import progress as rich_progress
 from data_pipeline import cli, manifest
 from data_pipeline.curation import benchmark_tasks, decontamination
 from data_pipeline.sandbox import sandbox
-from data_pipeline.taskgen import attempts, checking, funnel, making, recipe, seen_prompts, teacher
+from data_pipeline.taskgen import (
+    attempts,
+    checking,
+    funnel,
+    making,
+    novelty_options,
+    recipe,
+    seen_prompts,
+    teacher,
+)
 from data_pipeline.taskgen import task as task_module
 
 TASKS_FOLDER, SEEN_FILE = "tasks", "seen.sqlite"
@@ -33,7 +42,7 @@ Check = Literal["sandbox", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(novelty_options.NoveltyOptions):
     """What the engine is told beside the recipe and the teacher."""
 
     max_repairs: int = dataclasses.field(
@@ -49,17 +58,6 @@ class GenerateOptions:
     check_workers: int = dataclasses.field(
         default=2, metadata=cli.flag("tasks tried at a time", changes_output=False)
     )
-    benchmarks: tuple[str, ...] = dataclasses.field(
-        default=(),
-        metadata=cli.flag(
-            "folders of Harbor or Terminal-Bench tasks, or .jsonl files of instructions: tasks "
-            "that share --ngram words in a row with one of them go",
-            changes_output=False,  # the instructions in them do
-        ),
-    )
-    ngram: int = dataclasses.field(
-        default=14, metadata=cli.flag("words in a row that make a task contaminated")
-    )
     cache: str = dataclasses.field(
         default="",
         metadata=cli.flag(
@@ -68,23 +66,13 @@ class GenerateOptions:
             changes_output=False,
         ),
     )
-    near_duplicates: float = dataclasses.field(
-        default=0.7,
-        metadata=cli.flag(
-            "similarity from which on an instruction repeats an earlier one; 0: equal ones alone"
-        ),
-    )
 
     def __post_init__(self):
+        super().__post_init__()
         cli.require_choice("check", self.check, Check)
         cli.require(self.max_repairs >= 0, f"--max_repairs={self.max_repairs} must be at least 0")
         cli.require(
             self.check_workers > 0, f"--check_workers={self.check_workers} must be positive"
-        )
-        cli.require(self.ngram > 0, f"--ngram={self.ngram} must be positive")
-        cli.require(
-            0 <= self.near_duplicates <= 1,
-            f"--near_duplicates={self.near_duplicates} must be in [0, 1]",
         )
 
 
@@ -120,7 +108,7 @@ def generate(
         StoppedError: the budget is used up, or the teacher does not answer.
     """
     benchmark = benchmark_tasks.read(options.benchmarks)
-    check = checking.checker(options.check_workers) if options.check == "sandbox" else None
+    check = checking.SandboxCheck(options.check_workers) if options.check == "sandbox" else None
     stage = manifest.Stage(
         f"taskgen.{name}",
         output_dir,
@@ -230,7 +218,7 @@ class _Engine:
     orders: recipe.Recipe
     settings: teacher.Settings
     options: GenerateOptions
-    check: making.Check | None
+    check: checking.SandboxCheck | None
     settler: _Settler
     cache: pathlib.Path
     stopped: str = ""  # why no more orders are begun
@@ -260,6 +248,8 @@ class _Engine:
                     for *_, made in under_way:
                         made.cancel()
                     threads.shutdown(wait=False, cancel_futures=True)
+                    if self.check is not None:
+                        self.check.cancel()
         left = len(self.orders) - log.num_settled
         if left:
             why = self.stopped or f"the teacher at {self.settings.base_url} gave no reply for them"

@@ -43,7 +43,10 @@ class SkillOptions:
     difficulty: sampling.Difficulty = dataclasses.field(
         default="mixed", metadata=cli.flag("of the tasks; mixed asks for either by turns")
     )
-
+    max_similarity: float = dataclasses.field(
+        default=0.5,
+        metadata=cli.flag("share of the skills of two combinations that both may have (Jaccard)"),
+    )
     solutions: bool = dataclasses.field(
         default=False,
         metadata=cli.flag(
@@ -62,6 +65,10 @@ class SkillOptions:
     def __post_init__(self):
         cli.require_choice("difficulty", self.difficulty, sampling.Difficulty)
         cli.require(self.count > 0, f"--count={self.count} must be positive")
+        cli.require(
+            0 <= self.max_similarity < 1,
+            f"--max_similarity={self.max_similarity} must be in [0, 1)",
+        )
 
 
 class Skills:
@@ -75,7 +82,10 @@ class Skills:
             self._taxonomy,
             count=options.count,
             rules=sampling.Rules(
-                seed=options.seed, domains=options.domains, difficulty=options.difficulty
+                seed=options.seed,
+                domains=options.domains,
+                difficulty=options.difficulty,
+                max_similarity=options.max_similarity,
             ),
             earlier=earlier,
         )

@@ -152,8 +152,8 @@ class _Draw:
         rules = self._rules
         raise ValueError(
             f"domain {domain.name}: after {self._counts[domain.name]} combinations none is left "
-            f"whose similarity to all others is at most max_similarity={rules.max_similarity}; "
-            "raise it, or ask for fewer, or set a quota for the domain"
+            f"whose similarity to all others is at most --max_similarity={rules.max_similarity}; "
+            "raise it, lower --count, or draw from more --domains"
         )
 
     def _candidate(
