@@ -43,7 +43,6 @@ class Preflight:
     compute_seconds: float  # estimates, from peaks
     collective_seconds: float
     host_seconds: float
-    passes_seconds: float  # computing, and waiting for the host's memory
     step_seconds: float
     mfu_bound: float
     tokens_per_step: int
@@ -101,7 +100,6 @@ def analyse(step: compiled_step.CompiledStep) -> Preflight:
         compute_seconds=compute_s,
         collective_seconds=collective_s,
         host_seconds=to_host_s + from_host_s,
-        passes_seconds=passes_s,
         step_seconds=step_s,
         mfu_bound=model_flops / (chip.flops * step_s),
         tokens_per_step=tokens,

@@ -14,45 +14,13 @@ from typing import Any
 
 import rich.console
 
-from jaxterm import config, remat
-from jaxterm.preflight import analysis, chips, compiled_step
+from jaxterm import config
+from jaxterm.preflight import analysis, chips, compiled_step, memory_plans
+from jaxterm.preflight.memory_plans import MEMORY_PLANS, MemoryPlan
 
 MAX_SHARE = 0.9  # of memory; what is left is for what the compiler does not see: other programs
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryPlan:
-    """What a step keeps, where, and in how small pieces it computes; see jaxterm/remat.py."""
-
-    remat: str
-    keep: tuple[str, ...] = ()
-    offload: tuple[str, ...] = ()
-    mlp_chunks: int = 4
-    loss_chunk_tokens: int = 1024
-    state_memory: str = "device"
-
-    @property
-    def kept(self) -> frozenset[str]:
-        """What is not computed again, wherever it waits."""
-        return frozenset((*remat.POLICIES[self.remat], *self.keep, *self.offload)) - {"stream"}
-
-
-# Each needs less of the device's memory than the one before it.
-MEMORY_PLANS = (
-    MemoryPlan("dots"),
-    MemoryPlan("projections", keep=("gate",)),
-    MemoryPlan("attention", keep=("gate",)),
-    MemoryPlan("projections", offload=("gate", "up"), mlp_chunks=1),
-    MemoryPlan("projections"),
-    MemoryPlan("attention", keep=("k", "v")),
-    MemoryPlan("attention"),
-    MemoryPlan("full"),
-    MemoryPlan("full", mlp_chunks=8, loss_chunk_tokens=512),
-    MemoryPlan("full", offload=("stream",), mlp_chunks=8, loss_chunk_tokens=512),
-    MemoryPlan(
-        "full", offload=("stream",), mlp_chunks=8, loss_chunk_tokens=512, state_memory="host"
-    ),
-)
+_MIN_GAIN = 0.02  # of a step's time, for which it is worth to compile once more
+_MIN_SHARD_TOKENS = 8192  # of a row: with shorter ones latency counts, which no peak tells of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,38 +71,38 @@ def run(
     def compile_one(mesh: Mesh, plan: MemoryPlan) -> Tried:
         return _try(base, topology, mesh, plan, console, folder)
 
-    return explore(list(candidate_meshes(base, topology)), compile_one)
+    chip, num_devices = chips.chip_of(topology), len(chips.devices_of(topology))
+
+    def least_seconds(plan: MemoryPlan) -> float:
+        return memory_plans.least_seconds(base, plan, chip, num_devices)
+
+    return explore(list(candidate_meshes(base, topology)), compile_one, least_seconds)
 
 
-def explore(meshes: list[Mesh], compile_one: Callable[[Mesh, MemoryPlan], Tried]) -> list[Tried]:
+def explore(
+    meshes: list[Mesh],
+    compile_one: Callable[[Mesh, MemoryPlan], Tried],
+    least_seconds: Callable[[MemoryPlan], float],
+) -> list[Tried]:
     """What was tried, the best first.
 
     On a mesh the plan wanted is the first that leaves room, since those after it keep less; it is
-    found by halving. Then what keeps more, but on the host. A plan is left out where its passes
-    alone take as long as the best step known: they take no less on another mesh, nor with less
-    kept.
+    found by halving. Then what keeps more, but on the host. A plan is left out where it cannot beat
+    the best step known, on whatever mesh.
     """
     tried: list[Tried] = []
-    passes_seconds: dict[MemoryPlan, float] = {}
-    compute_seconds: dict[frozenset[str], float] = {}  # by what is kept
 
     def best() -> analysis.Preflight | None:
         found = [each.found for each in tried if each.found and each.has_room]
         return min(found, key=lambda each: each.step_seconds, default=None)
 
     def can_win(plan: MemoryPlan) -> bool:
-        known = [s for kept, s in compute_seconds.items() if kept >= plan.kept]
-        floor = max([passes_seconds.get(plan, 0.0), *known])
         best_now = best()
-        return best_now is None or floor < best_now.step_seconds
+        return best_now is None or least_seconds(plan) < (1 - _MIN_GAIN) * best_now.step_seconds
 
     def has_room(mesh: Mesh, plan: MemoryPlan) -> bool:
-        one = compile_one(mesh, plan)
-        tried.append(one)
-        if one.found is not None:
-            passes_seconds[plan] = one.found.passes_seconds
-            compute_seconds[plan.kept] = one.found.compute_seconds
-        return one.has_room
+        tried.append(compile_one(mesh, plan))
+        return tried[-1].has_room
 
     for mesh in meshes:
         best_now = best()
@@ -175,7 +143,8 @@ def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[Mesh]:
     rows = base.data.global_batch_size
     for context, tensor in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (1, 4)):
         shards, rest = divmod(num_devices, context * tensor)
-        if rest or rows % shards:
+        is_too_short = context > 1 and base.data.row_length < context * _MIN_SHARD_TOKENS
+        if rest or rows % shards or is_too_short:
             continue
         for at_a_time in (1, 2, 4):
             if rows % (shards * at_a_time):
