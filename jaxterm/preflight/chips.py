@@ -4,6 +4,7 @@ A device is what jax calls one: a chip, but on tpu7x half of one.
 """
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -37,6 +38,15 @@ CHIPS: dict[str, Chip] = {
         Chip("v6e", int(31.24 * 2**30), 918 * _T, 1640 * _GB, 448 * _GB, int(180e9), 32 * _GB),
         Chip("tpu7x", int(94.74 * 2**30), 1153.5 * _T, 3690 * _GB, 600 * _GB, int(120e9), 16 * _GB),
     )
+}
+
+# Read by libtpu when it is loaded: ask no metadata server, let several processes load it, and do
+# not look for the host's own chips, for which it is told to be one that has some.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
 # Pods to try: (topology, devices). Others of the same form are taken too.
@@ -73,6 +83,8 @@ def devices_of(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     chip_of(topology)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except jax.errors.JaxRuntimeError as error:

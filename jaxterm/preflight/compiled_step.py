@@ -1,7 +1,6 @@
 """The very train step of a run, compiled for a pod that need not be there."""
 
 import dataclasses
-import os
 import time
 from typing import Any
 
@@ -10,15 +9,6 @@ import jax.numpy as jnp
 
 from jaxterm import config, sharding, train_step
 from jaxterm.preflight import chips
-
-# Read by libtpu when it is loaded: ask no metadata server, let several processes load it, and do
-# not look for the host's own chips, for which it is told to be one that has some.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 
 _BATCH_NAMES = ("tokens", "positions", "segment_ids", "loss_mask")
 
@@ -54,8 +44,6 @@ def compile_step(run: config.TrainConfig, topology: str) -> CompiledStep:
         DoesNotFitError: the step needs more memory than a device has.
     """
     jax.config.update("jax_platforms", "cpu")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     devices = chips.devices_of(topology)
     sizes = config.validate_on_devices(run, len(devices))
     mesh = sharding.make_mesh(sizes, num_slices=run.mesh.num_slices, devices=devices)

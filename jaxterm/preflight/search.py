@@ -234,7 +234,8 @@ def _flags(mesh: Mesh, plan: MemoryPlan) -> Iterator[str]:
 
 
 def _digest(settings: config.TrainConfig, topology: str) -> str:
-    told = [config.to_json_dict(settings), topology, analysis.versions()]
+    fields = [each.name for each in dataclasses.fields(analysis.Preflight)]
+    told = [config.to_json_dict(settings), topology, analysis.versions(), fields]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
