@@ -31,7 +31,7 @@ class Pod:
     host_link: float
 
     def tried(self, mesh: search.Mesh, plan: search.MemoryPlan) -> search.Tried:
-        return search.Tried(f"{mesh} {plan}", plan, (), self.measure(mesh, plan), "")
+        return search.Tried(f"{mesh} {plan}", mesh, plan, (), self.measure(mesh, plan), "")
 
     def measure(self, mesh: search.Mesh, plan: search.MemoryPlan) -> analysis.Preflight:
         cut, rows = mesh.context * mesh.tensor, mesh.rows_at_a_time
@@ -117,9 +117,9 @@ def test_the_least_time_of_a_plan_is_what_compiled_steps_compute():
 def test_what_the_host_cannot_hold_has_no_room():
     pod = Pod(capacity=1e9, always=0, links=0, host_link=1)
     found = pod.measure(meshes()[0], search.MEMORY_PLANS[0])
-    assert search.Tried("", search.MEMORY_PLANS[0], (), found, "").has_room
+    assert search.Tried("", meshes()[0], search.MEMORY_PLANS[0], (), found, "").has_room
     found = dataclasses.replace(found, host_bytes=100, host_capacity_bytes=100)
-    assert not search.Tried("", search.MEMORY_PLANS[0], (), found, "").has_room
+    assert not search.Tried("", meshes()[0], search.MEMORY_PLANS[0], (), found, "").has_room
 
 
 def test_a_pod_on_which_nothing_fits_is_ranked_all_the_same():

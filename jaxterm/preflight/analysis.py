@@ -52,11 +52,6 @@ class Preflight:
     settings: dict[str, Any]
     versions: dict[str, str]
 
-    @property
-    def is_bound_by_links(self) -> bool:
-        """Whether the collectives take longer than the computing."""
-        return self.collective_seconds > self.compute_seconds
-
 
 def analyse(step: compiled_step.CompiledStep) -> Preflight:
     """Read everything off a compiled step."""

@@ -5,8 +5,10 @@ a folder every result is kept there, and the same search goes on where it stoppe
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -20,6 +22,9 @@ from jaxterm.preflight.memory_plans import MEMORY_PLANS, MemoryPlan
 
 MAX_SHARE = 0.9  # of memory; what is left is for what the compiler does not see: other programs
 _MIN_GAIN = 0.02  # of a step's time, for which it is worth to compile once more
+# Times what a step takes by the peaks where several devices share a row: their shares of the
+# attention of packed rows are less even than whole rows (benchmarks/context_balance.py).
+_UNEVENNESS = {1: 1.0, 2: 1.03, 4: 1.06, 8: 1.07}
 _MIN_SHARD_TOKENS = 8192  # of a row: with shorter ones latency counts, which no peak tells of
 
 
@@ -33,12 +38,18 @@ class Mesh:
     num_micro_batches: int
     rows_at_a_time: int  # of one shard of the batch
 
+    @property
+    def unevenness(self) -> float:
+        """Times what a step takes by the peaks."""
+        return _UNEVENNESS[self.context]
+
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
     """One set of settings, and what became of it."""
 
     label: str
+    mesh: Mesh
     plan: MemoryPlan
     flags: tuple[str, ...]  # that give these settings on a command line
     found: analysis.Preflight | None
@@ -54,9 +65,20 @@ class Tried:
         )
 
     @property
+    def is_bound_by_links(self) -> bool:
+        """Whether the collectives take longer than the computing."""
+        found = self.found
+        return found is not None and found.collective_seconds > found.compute_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, estimated; infinite where there is nothing found."""
+        return self.found.step_seconds * self.mesh.unevenness if self.found else math.inf
+
+    @property
     def rank(self) -> tuple[bool, float]:
         """Smaller is better: those that leave room first, by their estimated step."""
-        return not self.has_room, self.found.step_seconds if self.found else float("inf")
+        return not self.has_room, self.seconds
 
 
 def run(
@@ -92,35 +114,38 @@ def explore(
     """
     tried: list[Tried] = []
 
-    def best() -> analysis.Preflight | None:
-        found = [each.found for each in tried if each.found and each.has_room]
-        return min(found, key=lambda each: each.step_seconds, default=None)
+    def seconds_to_beat() -> float:
+        return min((each.seconds for each in tried if each.has_room), default=math.inf)
 
-    def can_win(plan: MemoryPlan) -> bool:
-        best_now = best()
-        return best_now is None or least_seconds(plan) < (1 - _MIN_GAIN) * best_now.step_seconds
+    def can_win(mesh: Mesh, plan: MemoryPlan) -> bool:
+        return least_seconds(plan) * mesh.unevenness < (1 - _MIN_GAIN) * seconds_to_beat()
 
     def has_room(mesh: Mesh, plan: MemoryPlan) -> bool:
         tried.append(compile_one(mesh, plan))
         return tried[-1].has_room
 
+    def leaves_room(mesh: Mesh, plan: MemoryPlan) -> bool:
+        """Where it cannot win nothing after it can, so what is wanted lies before it."""
+        return not can_win(mesh, plan) or has_room(mesh, plan)
+
     for mesh in meshes:
-        best_now = best()
-        if mesh.rows_at_a_time > 1 and (best_now is None or not best_now.is_bound_by_links):
+        best = min((each for each in tried if each.has_room), key=lambda t: t.rank, default=None)
+        if mesh.rows_at_a_time > 1 and not (best and best.is_bound_by_links):
             continue  # more rows at a time gather the weights less often, and do nothing else
-        plans = [plan for plan in MEMORY_PLANS if can_win(plan)]
+        plans = [plan for plan in MEMORY_PLANS if can_win(mesh, plan)]
         # What needs the least memory first, where better is known: if that has no room, none has,
         # and if its links take too long, they do.
-        if best_now is not None and plans:
+        if best is not None and plans:
             if not has_room(mesh, plans.pop()):
                 continue
-            if (found := tried[-1].found) and found.collective_seconds >= best_now.step_seconds:
+            if tried[-1].is_bound_by_links and tried[-1].seconds >= best.seconds:
                 continue
         asked = len(tried)
-        first = _first_with_room(plans, lambda p, mesh=mesh: not can_win(p) or has_room(mesh, p))
+        first = _first_with_room(plans, functools.partial(leaves_room, mesh))
         for plan in plans[first + 1 :]:
             keeps_more = plan.offload and plan.kept > plans[first].kept
-            if keeps_more and can_win(plan) and plan not in [each.plan for each in tried[asked:]]:
+            is_new = plan not in [each.plan for each in tried[asked:]]
+            if keeps_more and is_new and can_win(mesh, plan):
                 has_room(mesh, plan)
     return sorted(tried, key=lambda each: each.rank)
 
@@ -172,7 +197,7 @@ def _try(
     if kept and kept.exists():
         values = json.loads(kept.read_text())
         found = analysis.Preflight(**values["found"]) if values["found"] else None
-        return Tried(label, plan, flags, found, values["fault"])
+        return Tried(label, mesh, plan, flags, found, values["fault"])
     found, fault = None, ""
     with console.status(label):
         try:
@@ -181,11 +206,12 @@ def _try(
             fault = "does not fit"
         except ValueError as error:
             fault = str(error)
-    told = f"{found.peak_bytes / 1e9:.1f} GB, {found.step_seconds:.1f} s" if found else fault
-    console.print(f"{label}: {told}", markup=False)
     if kept:
         _keep(kept, {"found": analysis.as_json(found) if found else None, "fault": fault})
-    return Tried(label, plan, flags, found, fault)
+    one = Tried(label, mesh, plan, flags, found, fault)
+    told = f"{found.peak_bytes / 1e9:.1f} GB, {one.seconds:.1f} s" if found else fault
+    console.print(f"{label}: {told}", markup=False)
+    return one
 
 
 def _settings(base: config.TrainConfig, mesh: Mesh, plan: MemoryPlan) -> config.TrainConfig:

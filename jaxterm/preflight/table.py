@@ -70,8 +70,8 @@ def show_ranking(ranking: Sequence[search.Tried], console: rich.console.Console)
             tried.label,
             f"{tried.found.peak_bytes / _GB:,.1f}",
             f"{tried.found.recompute_share:.3f}",
-            f"{tried.found.step_seconds:.2f}",
-            f"{tried.found.mfu_bound:.0%}",
+            f"{tried.seconds:.2f}",
+            f"{tried.found.mfu_bound / tried.mesh.unevenness:.0%}",
         )
     console.print(table)
     if ranking and ranking[0].found and ranking[0].found.fits:
