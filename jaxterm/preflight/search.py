@@ -72,8 +72,15 @@ class Tried:
 
     @property
     def seconds(self) -> float:
-        """Of a step, estimated; infinite where there is nothing found."""
-        return self.found.step_seconds * self.mesh.unevenness if self.found else math.inf
+        """Of a step, estimated; infinite where there is nothing found.
+
+        Collectives run beside computing, but for those of `tensor`: they carry what the next
+        product waits for.
+        """
+        if self.found is None:
+            return math.inf
+        exposed = self.found.collective_seconds if self.mesh.tensor > 1 else 0.0
+        return (self.found.step_seconds + exposed) * self.mesh.unevenness
 
     @property
     def rank(self) -> tuple[bool, float]:
