@@ -51,6 +51,9 @@ class Pod:
             step_seconds=max(passes, links),
         )
 
+    def least(self, mesh: search.Mesh, plan: search.MemoryPlan) -> float:
+        return self.least_seconds(plan) * mesh.unevenness
+
     def least_seconds(self, plan: search.MemoryPlan) -> float:
         again = sum(share for each, (_, share) in COSTS.items() if each not in plan.kept)
         host = sum(COSTS[each][0] for each in plan.offload) / self.host_link
@@ -88,7 +91,7 @@ def test_a_search_finds_what_trying_all_finds(seed):
         asked.append((mesh, plan))
         return pod.tried(mesh, plan)
 
-    best = search.explore(meshes(), compile_one, pod.least_seconds)[0]
+    best = search.explore(meshes(), compile_one, pod.least)[0]
     # On each mesh the first plan with room is what is wanted: a later one may be as good as it.
     every = [first_with_room(pod, mesh) for mesh in meshes()]
     wanted = min(every, key=lambda each: each.rank)
@@ -124,5 +127,5 @@ def test_what_the_host_cannot_hold_has_no_room():
 
 def test_a_pod_on_which_nothing_fits_is_ranked_all_the_same():
     pod = Pod(capacity=1, always=100, links=0, host_link=1)
-    ranking = search.explore(meshes(), pod.tried, pod.least_seconds)
+    ranking = search.explore(meshes(), pod.tried, pod.least)
     assert ranking and not any(each.has_room for each in ranking)

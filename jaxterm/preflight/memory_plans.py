@@ -78,3 +78,18 @@ def least_seconds(
     num_bytes = bytes_per_value * tokens_of_all_layers * sum(width[name] for name in plan.offload)
     forward_s, host_s = model_flops / 3 / chip.flops, num_bytes / chip.host_link_bytes_per_s
     return max(forward_s, host_s) + max(flops / chip.flops - forward_s, host_s)
+
+
+def tensor_seconds(
+    run: config.TrainConfig, tensor: int, chip: chips.Chip, num_devices: int
+) -> float:
+    """The least that a step waits for what the `tensor` axis sends.
+
+    Each block sums its output, and the gradient of its input, over the axis twice; a sum in a ring
+    sends every array twice, but for the device's own part.
+    """
+    tokens_of_device = run.data.global_batch_size * run.data.row_length * tensor / num_devices
+    bytes_per_value = 2 if run.compute.compute_dtype == "bfloat16" else 4
+    array_bytes = tokens_of_device * run.model.embed_dim * bytes_per_value
+    num_bytes = run.model.num_layers * 4 * 2 * array_bytes * (tensor - 1) / tensor
+    return num_bytes / chip.link_bytes_per_s

@@ -102,8 +102,10 @@ def run(
 
     chip, num_devices = chips.chip_of(topology), len(chips.devices_of(topology))
 
-    def least_seconds(plan: MemoryPlan) -> float:
-        return memory_plans.least_seconds(base, plan, chip, num_devices)
+    def least_seconds(mesh: Mesh, plan: MemoryPlan) -> float:
+        passes_s = memory_plans.least_seconds(base, plan, chip, num_devices)
+        waits_s = memory_plans.tensor_seconds(base, mesh.tensor, chip, num_devices)
+        return (passes_s + waits_s) * mesh.unevenness
 
     return explore(list(candidate_meshes(base, topology)), compile_one, least_seconds)
 
@@ -111,7 +113,7 @@ def run(
 def explore(
     meshes: list[Mesh],
     compile_one: Callable[[Mesh, MemoryPlan], Tried],
-    least_seconds: Callable[[MemoryPlan], float],
+    least_seconds: Callable[[Mesh, MemoryPlan], float],
 ) -> list[Tried]:
     """What was tried, the best first.
 
@@ -125,7 +127,7 @@ def explore(
         return min((each.seconds for each in tried if each.has_room), default=math.inf)
 
     def can_win(mesh: Mesh, plan: MemoryPlan) -> bool:
-        return least_seconds(plan) * mesh.unevenness < (1 - _MIN_GAIN) * seconds_to_beat()
+        return least_seconds(mesh, plan) < (1 - _MIN_GAIN) * seconds_to_beat()
 
     def has_room(mesh: Mesh, plan: MemoryPlan) -> bool:
         tried.append(compile_one(mesh, plan))
