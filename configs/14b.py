@@ -18,18 +18,25 @@ _COMPUTE: dict[str, Any] = {"compute_dtype": "bfloat16", "remat": "full", "mlp_c
 
 # What is kept for the backward pass, how rows are cut, and in how many parts a step is computed.
 PODS: dict[str, dict[str, dict[str, Any]]] = {
-    "v5e:16x16": {"mesh": {"context": 2}},
+    "v5e:16x16": {
+        "mesh": {"context": 4},
+        "compute": {"remat": "attention"},
+        "optimizer": {"num_micro_batches": 2},
+    },
     "v5p:2x4x4": {
-        "compute": {"remat": "attention", "remat_keep": ("gate",)},
-        "optimizer": {"num_micro_batches": 4},
+        "mesh": {"context": 2},
+        "compute": {"remat": "dots"},
+        "optimizer": {"num_micro_batches": 8},
     },
     "v6e:4x8": {
-        "compute": {"loss_chunk_tokens": 512},
-        "optimizer": {"num_micro_batches": 4},
+        "mesh": {"context": 2},
+        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
+        "optimizer": {"num_micro_batches": 8},
     },
     "tpu7x:2x2x4": {
-        "compute": {"remat": "attention", "remat_keep": ("gate",)},
-        "optimizer": {"num_micro_batches": 4},
+        "mesh": {"context": 2},
+        "compute": {"remat": "dots"},
+        "optimizer": {"num_micro_batches": 8},
     },
 }
 

@@ -23,16 +23,19 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
         "optimizer": {"num_micro_batches": 2},
     },
     "v5p:4x4x4": {
-        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
-        "optimizer": {"num_micro_batches": 2},
+        "mesh": {"context": 4},
+        "compute": {"remat": "projections", "remat_keep": ("gate",)},
+        "optimizer": {"num_micro_batches": 8},
     },
     "v6e:8x8": {
-        "mesh": {"context": 2},
-        "optimizer": {"num_micro_batches": 4},
+        "mesh": {"context": 4},
+        "compute": {"remat": "attention"},
+        "optimizer": {"num_micro_batches": 8},
     },
     "tpu7x:2x4x4": {
-        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
-        "optimizer": {"num_micro_batches": 2},
+        "mesh": {"context": 4},
+        "compute": {"remat": "projections", "remat_keep": ("gate",)},
+        "optimizer": {"num_micro_batches": 8},
     },
 }
 

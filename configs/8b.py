@@ -19,20 +19,24 @@ _COMPUTE: dict[str, Any] = {"compute_dtype": "bfloat16", "remat": "full", "mlp_c
 # What is kept for the backward pass, how rows are cut, and in how many parts a step is computed.
 PODS: dict[str, dict[str, dict[str, Any]]] = {
     "v5e:8x8": {
-        "mesh": {"context": 2},
-        "optimizer": {"num_micro_batches": 4},
+        "mesh": {"context": 4},
+        "compute": {"remat": "attention"},
+        "optimizer": {"num_micro_batches": 8},
     },
     "v5p:2x2x4": {
-        "compute": {"remat": "projections", "remat_keep": ("gate",)},
-        "optimizer": {"num_micro_batches": 8},
+        "mesh": {"context": 2},
+        "compute": {"remat": "dots"},
+        "optimizer": {"num_micro_batches": 16},
     },
     "v6e:4x4": {
-        "compute": {"loss_chunk_tokens": 512, "mlp_chunks": 8},
-        "optimizer": {"num_micro_batches": 8},
+        "mesh": {"context": 2},
+        "compute": {"remat": "attention"},
+        "optimizer": {"num_micro_batches": 16},
     },
     "tpu7x:2x2x2": {
-        "compute": {"remat": "projections", "remat_keep": ("gate",)},
-        "optimizer": {"num_micro_batches": 8},
+        "mesh": {"context": 2},
+        "compute": {"remat": "dots"},
+        "optimizer": {"num_micro_batches": 16},
     },
 }
 

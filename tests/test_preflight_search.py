@@ -101,6 +101,22 @@ def test_a_search_finds_what_trying_all_finds(seed):
     assert len(set(asked)) == len(asked) <= len(meshes()) * len(search.MEMORY_PLANS) / 5
 
 
+def test_where_the_best_is_known_little_is_compiled():
+    pod = Pod(capacity=1.6 * ALL_KEPT, always=0.1 * ALL_KEPT, links=0.1, host_link=1e3)
+    asked = []
+
+    def compile_one(mesh, plan):
+        asked.append((mesh, plan))
+        return pod.tried(mesh, plan)
+
+    best = search.explore(meshes(), compile_one, pod.least)[0]
+    num_asked = len(asked)
+    asked.clear()
+    first = (best.mesh, best.plan)
+    assert search.explore(meshes(), compile_one, pod.least, first)[0] == best
+    assert asked[0] == first and len(asked) < num_asked
+
+
 def test_each_plan_keeps_less_on_the_device_than_the_one_before():
     pod = Pod(capacity=1, always=0, links=0, host_link=1)
     peaks = [pod.measure(meshes()[0], plan).peak_bytes for plan in search.MEMORY_PLANS]

@@ -5,7 +5,6 @@ a folder every result is kept there, and the same search goes on where it stoppe
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -16,7 +15,7 @@ from typing import Any
 
 import rich.console
 
-from jaxterm import config
+from jaxterm import config, remat
 from jaxterm.preflight import analysis, chips, compiled_step, memory_plans
 from jaxterm.preflight.memory_plans import MEMORY_PLANS, MemoryPlan
 
@@ -107,68 +106,80 @@ def run(
         waits_s = memory_plans.tensor_seconds(base, mesh.tensor, chip, num_devices)
         return (passes_s + waits_s) * mesh.unevenness
 
-    return explore(list(candidate_meshes(base, topology)), compile_one, least_seconds)
+    meshes = list(candidate_meshes(base, topology))
+    return explore(meshes, compile_one, least_seconds, first=_own_settings(base, num_devices))
 
 
 def explore(
     meshes: list[Mesh],
     compile_one: Callable[[Mesh, MemoryPlan], Tried],
     least_seconds: Callable[[Mesh, MemoryPlan], float],
+    first: tuple[Mesh, MemoryPlan] | None = None,
 ) -> list[Tried]:
-    """What was tried, the best first.
+    """What was tried, the best first; `first` is what all others have to beat.
 
-    On a mesh the plan wanted is the first that leaves room, since those after it keep less; it is
-    found by halving. Then what keeps more, but on the host. A plan is left out where it cannot beat
-    the best step known, on whatever mesh.
+    What cannot beat the best step known is left out, by the least seconds that it takes.
     """
-    tried: list[Tried] = []
-
-    def seconds_to_beat() -> float:
-        return min((each.seconds for each in tried if each.has_room), default=math.inf)
-
-    def can_win(mesh: Mesh, plan: MemoryPlan) -> bool:
-        return least_seconds(mesh, plan) < (1 - _MIN_GAIN) * seconds_to_beat()
-
-    def has_room(mesh: Mesh, plan: MemoryPlan) -> bool:
-        tried.append(compile_one(mesh, plan))
-        return tried[-1].has_room
-
-    def leaves_room(mesh: Mesh, plan: MemoryPlan) -> bool:
-        """Where it cannot win nothing after it can, so what is wanted lies before it."""
-        return not can_win(mesh, plan) or has_room(mesh, plan)
-
+    search = _Search(compile_one, least_seconds)
+    if first is not None:
+        search.try_one(*first)
     for mesh in meshes:
-        best = min((each for each in tried if each.has_room), key=lambda t: t.rank, default=None)
-        if mesh.rows_at_a_time > 1 and not (best and best.is_bound_by_links):
-            continue  # more rows at a time gather the weights less often, and do nothing else
-        plans = [plan for plan in MEMORY_PLANS if can_win(mesh, plan)]
+        # More rows at a time gather the weights less often, and do nothing else.
+        if mesh.rows_at_a_time == 1 or (search.best and search.best.is_bound_by_links):
+            search.try_mesh(mesh)
+    return sorted(search.tried.values(), key=lambda each: each.rank)
+
+
+@dataclasses.dataclass
+class _Search:
+    """What is known while candidates are compiled."""
+
+    compile_one: Callable[[Mesh, MemoryPlan], Tried]
+    least_seconds: Callable[[Mesh, MemoryPlan], float]
+    tried: dict[tuple[Mesh, MemoryPlan], Tried] = dataclasses.field(default_factory=dict)
+    best: Tried | None = None  # of those that leave room
+
+    def try_one(self, mesh: Mesh, plan: MemoryPlan) -> Tried:
+        """Compile, where that was not done yet."""
+        if (mesh, plan) not in self.tried:
+            one = self.tried[mesh, plan] = self.compile_one(mesh, plan)
+            if one.has_room and (self.best is None or one.rank < self.best.rank):
+                self.best = one
+        return self.tried[mesh, plan]
+
+    def try_mesh(self, mesh: Mesh) -> None:
+        """Find the first plan that leaves room, since those after it keep less.
+
+        Then what keeps more than it, but on the host.
+        """
+        plans = [plan for plan in MEMORY_PLANS if self._can_win(mesh, plan)]
         # What needs the least memory first, where better is known: if that has no room, none has,
         # and if its links take too long, they do.
-        if best is not None and plans:
-            if not has_room(mesh, plans.pop()):
-                continue
-            if tried[-1].is_bound_by_links and tried[-1].seconds >= best.seconds:
-                continue
-        asked = len(tried)
-        first = _first_with_room(plans, functools.partial(leaves_room, mesh))
+        if self.best is not None and plans:
+            to_beat = self.best.seconds
+            least = self.try_one(mesh, plans.pop())
+            if not least.has_room or (least.is_bound_by_links and least.seconds >= to_beat):
+                return
+        first = self._first_with_room(mesh, plans)
         for plan in plans[first + 1 :]:
-            keeps_more = plan.offload and plan.kept > plans[first].kept
-            is_new = plan not in [each.plan for each in tried[asked:]]
-            if keeps_more and is_new and can_win(mesh, plan):
-                has_room(mesh, plan)
-    return sorted(tried, key=lambda each: each.rank)
+            if plan.offload and plan.kept > plans[first].kept and self._can_win(mesh, plan):
+                self.try_one(mesh, plan)
 
+    def _can_win(self, mesh: Mesh, plan: MemoryPlan) -> bool:
+        to_beat = self.best.seconds if self.best else math.inf
+        return self.least_seconds(mesh, plan) < (1 - _MIN_GAIN) * to_beat
 
-def _first_with_room(plans: list[MemoryPlan], has_room: Callable[[MemoryPlan], bool]) -> int:
-    """The index of the first that has room, of plans that need less and less memory."""
-    low, high = 0, len(plans)
-    while low < high:
-        middle = (low + high) // 2
-        if has_room(plans[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    def _first_with_room(self, mesh: Mesh, plans: list[MemoryPlan]) -> int:
+        """Its index, by halving; where a plan cannot win nothing after it can."""
+        low, high = 0, len(plans)
+        while low < high:
+            middle = (low + high) // 2
+            plan = plans[middle]
+            if not self._can_win(mesh, plan) or self.try_one(mesh, plan).has_room:
+                high = middle
+            else:
+                low = middle + 1
+        return low
 
 
 def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[Mesh]:
@@ -189,6 +200,30 @@ def candidate_meshes(base: config.TrainConfig, topology: str) -> Iterator[Mesh]:
             except ValueError:
                 continue
             yield mesh
+
+
+def _own_settings(base: config.TrainConfig, num_devices: int) -> tuple[Mesh, MemoryPlan] | None:
+    """What the config says itself; None where that is not for such a pod."""
+    compute, optimizer = base.compute, base.optimizer
+    try:
+        sizes = config.validate_on_devices(base, num_devices)
+    except ValueError:
+        return None
+    shards = sizes["data"] * sizes["fsdp"]
+    rows_at_a_time = base.data.global_batch_size // (shards * optimizer.num_micro_batches)
+    mesh = Mesh(
+        shards, sizes["context"], sizes["tensor"], optimizer.num_micro_batches, rows_at_a_time
+    )
+    plan = MemoryPlan(
+        remat=compute.remat,
+        keep=compute.remat_keep,
+        offload=compute.remat_offload,
+        mlp_chunks=compute.mlp_chunks,
+        loss_chunk_tokens=compute.loss_chunk_tokens,
+        state_memory=optimizer.state_memory,
+    )
+    is_known = compute.remat in remat.POLICIES and mesh.context in _UNEVENNESS
+    return (mesh, plan) if is_known else None
 
 
 def _try(
