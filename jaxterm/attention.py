@@ -75,7 +75,7 @@ def packed_attention(
     if implementation == "reference":
         attend = _reference
     elif implementation in ("mosaic_gpu", "triton_gpu"):
-        pieces = context_parallel.num_pieces(sharding.num_shards("length"))
+        pieces = context_parallel.num_pieces(q.shape[1], sharding.num_shards("length"))
         attend = functools.partial(
             gpu_attention.attend,
             kernel=gpu_attention.make_kernel(implementation, q.dtype),
@@ -97,12 +97,13 @@ def _splash(
 ) -> Float[Array, "B T N H"]:
     """A TPU kernel, whose tables of tiles are cut over the shards of the length."""
     length, num_shards = q.shape[1], sharding.num_shards("length")
+    of_piece = length // context_parallel.num_pieces(length, num_shards)
     kernel = splash_attention.make_kernel(
         kind,
         num_heads=q.shape[2] // sharding.num_shards("heads"),
         num_keys=length,
         num_shards=num_shards,
-        blocks=splash_attention.blocks_for(device_kind).fit(length // (2 * num_shards), length),
+        blocks=splash_attention.blocks_for(device_kind).fit(of_piece, length),
         interpret=interpret,
     )
     mesh = jax.sharding.get_abstract_mesh()
@@ -185,11 +186,15 @@ def _attend_pieces(
     num_shards = k.shape[1] // q.shape[1]
     if num_shards == 1:
         return attend(q, k, v, ids_q, ids_k, jnp.int32(0))
-    shard, length = jax.lax.axis_index("context"), q.shape[1] // 2
-    pieces = (shard, 2 * num_shards - 1 - shard)
-    halves = zip(pieces, jnp.split(q, 2, axis=1), jnp.split(ids_q, 2, axis=1), strict=True)
+    num_pieces = context_parallel.num_pieces(k.shape[1], num_shards)
+    length, num_held = k.shape[1] // num_pieces, num_pieces // num_shards
+    held = context_parallel.pieces_of(jax.lax.axis_index("context"), num_shards, num_pieces)
+    pieces = zip(
+        held, jnp.split(q, num_held, axis=1), jnp.split(ids_q, num_held, axis=1), strict=True
+    )
     return jnp.concatenate(
-        [attend(half, k, v, ids, ids_k, piece * length) for piece, half, ids in halves], axis=1
+        [attend(queries, k, v, ids, ids_k, piece * length) for piece, queries, ids in pieces],
+        axis=1,
     )
 
 

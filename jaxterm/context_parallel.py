@@ -1,10 +1,15 @@
 """The order of a row's tokens when its length is cut over the `context` axis of the mesh.
 
-A causal row is uneven work: the last token meets all keys, the first one. So a row is cut into 2C
-pieces and shard i of C holds the pieces i and 2C - 1 - i, which together cost every shard the same:
+A causal row is uneven work: the last token meets all keys, the first one. So a row is cut into
+pieces that are dealt to the C shards to and fro, an even number of times:
 
-    C = 2, pieces      0 1 2 3
-    order in memory    0 3 | 1 2
+    C = 2, pieces      0 1 2 3 4 5 6 7
+    order in memory    0 3 4 7 | 1 2 5 6
+
+Two pieces a shard even out a row of one segment. Those of a packed row end anywhere, so pieces are
+as short as the kernels' tiles allow. On the paper's lengths the slowest of 32 devices then has 1.12
+times the mean attention where two or four share a row, less than where rows are whole (1.16); with
+two pieces a shard it had 1.27 and 1.37 times (benchmarks/context_balance.py).
 
 The whole step works in this order: embedding, norms, MLP and loss know no neighbours, positions and
 segment ids travel with their tokens, and targets are found before. Attention alone must know: its
@@ -19,21 +24,52 @@ gathered are 0.5 GB there, of one block of Qwen3-14B at a time.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jax import Array
+from jaxtyping import Shaped
 
 from jaxterm import sharding
 
-
-def num_pieces(num_shards: int) -> int:
-    """Into which a row is cut."""
-    return 2 * num_shards if num_shards > 1 else 1
+SHORTEST_PIECE = 1024  # tokens: a tile of the kernels
+_MOST_TURNS = 8  # of dealing; more even out nothing that is left
 
 
-def piece_order(num_shards: int) -> list[int]:
-    """Which piece of a row lies where: 2C numbers; [0, 3, 1, 2] for two shards."""
+def num_pieces(length: int, num_shards: int) -> int:
+    """Into which a row is cut.
+
+    Raises:
+        ValueError: the length does not cut into 2C pieces.
+    """
+    if num_shards == 1:
+        return 1
+    pieces = 2 * num_shards
+    if length % pieces:
+        raise ValueError(
+            f"config.data.row_length={length} must be a multiple of {pieces}, twice "
+            f"config.mesh.context={num_shards}: each shard holds as many pieces of a row"
+        )
+    turns = 1
+    while (
+        2 * turns <= _MOST_TURNS
+        and length % (2 * turns * pieces) == 0
+        and length // (2 * turns * pieces) >= SHORTEST_PIECE
+    ):
+        turns *= 2
+    return turns * pieces
+
+
+def pieces_of(shard: int | Array, num_shards: int, pieces: int) -> list[int | Array]:
+    """Those of a shard, ascending: dealt to and fro, as 0 1 | 1 0 | 0 1 | ... to two shards."""
     if num_shards == 1:
         return [0]
-    return [piece for i in range(num_shards) for piece in (i, 2 * num_shards - 1 - i)]
+    turns = range(0, pieces, 2 * num_shards)
+    return [piece for turn in turns for piece in (turn + shard, turn + 2 * num_shards - 1 - shard)]
+
+
+def piece_order(length: int, num_shards: int) -> list[int]:
+    """Which piece of a row lies where; [0, 3, 1, 2] for four pieces and two shards."""
+    pieces = num_pieces(length, num_shards)
+    shards = range(num_shards)
+    return [int(piece) for i in shards for piece in pieces_of(i, num_shards, pieces)]
 
 
 def token_order(length: int, num_shards: int) -> np.ndarray:
@@ -42,23 +78,18 @@ def token_order(length: int, num_shards: int) -> np.ndarray:
     Raises:
         ValueError: the length does not cut into 2C pieces.
     """
-    order = piece_order(num_shards)
-    if length % len(order):
-        raise ValueError(
-            f"config.data.row_length={length} must be a multiple of {len(order)}, twice "
-            f"config.mesh.context={num_shards}: each shard holds two pieces of a row"
-        )
+    order = piece_order(length, num_shards)
     return np.arange(length, dtype=np.int32).reshape(len(order), -1)[order].reshape(-1)
 
 
 def balance(x: Shaped[Array, "B T"]) -> Shaped[Array, "B T"]:
     """A batch's array from the row's own order into that of the shards of the mesh at hand."""
-    return _take_pieces(x, piece_order(sharding.num_shards("length")))
+    return _take_pieces(x, piece_order(x.shape[1], sharding.num_shards("length")))
 
 
 def restore(x: Shaped[Array, "B T *dims"], num_shards: int) -> Shaped[Array, "B T *dims"]:
     """The inverse of `balance`, for an array that is whole on each shard."""
-    return _take_pieces(x, np.argsort(piece_order(num_shards)).tolist())
+    return _take_pieces(x, np.argsort(piece_order(x.shape[1], num_shards)).tolist())
 
 
 def _take_pieces(x: Array, order: list[int]) -> Array:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipeline import curate, loader, manifest, plan, prepare, storage, tokenize
-from jaxterm import config, context_parallel, distributed, start
+from jaxterm import config, distributed, start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,14 +137,15 @@ def _check_stages(
     run: config.TrainConfig, train: loader.Plan, mesh_sizes: Mapping[str, int]
 ) -> None:
     rows = run.optimizer.num_micro_batches * mesh_sizes["data"] * mesh_sizes["fsdp"]
-    pieces = context_parallel.num_pieces(mesh_sizes["context"])
+    context = mesh_sizes["context"]
+    pieces = 2 * context if context > 1 else 1  # at the least
     for stage in train.stages:
         if stage.global_batch_size % rows or stage.row_length % pieces:
             raise ValueError(
                 f"{train.folder}: stage {stage.name!r} has global_batch_size="
                 f"{stage.global_batch_size} and row_length={stage.row_length}, which must be "
                 f"multiples of {rows} (config.optimizer.num_micro_batches * data * fsdp of the "
-                f"mesh) and of {pieces}, the pieces that context={mesh_sizes['context']} cuts"
+                f"mesh) and of {pieces}, the pieces that context={context} cuts"
             )
         if stage.row_length > run.model.max_positions:
             raise ValueError(

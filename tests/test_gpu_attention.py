@@ -93,11 +93,16 @@ def test_triton_is_the_definition_in_tiles_of_any_size(tile, interpreter):
     assert_agree(in_tiles_of(kernel, tile)(*arguments), expected)
 
 
-def test_a_cut_length_changes_nothing(interpreter):
-    ids = gpu_parity.packings(LENGTH)[[0, 5]]
+@pytest.mark.parametrize("num_pieces", [4, 8])
+def test_a_cut_length_changes_nothing(num_pieces, interpreter, monkeypatch):
+    length = 128 * num_pieces
+    monkeypatch.setattr(context_parallel, "SHORTEST_PIECE", 128)
+    assert context_parallel.num_pieces(length, 2) == num_pieces
+    ids = np.tile(gpu_parity.packings(LENGTH)[[0, 5]], (1, 2))[:, :length]
+    ids = np.maximum.accumulate(ids, axis=1)  # ids never fall along a row
     arguments = gpu_parity.random_arguments(ids, jnp.float32, **SMALL)
     expected = gpu_parity.by_name("reference")(*arguments)
-    order = context_parallel.token_order(LENGTH, 2)
+    order = context_parallel.token_order(length, 2)
     mesh = sharding.make_mesh(
         {"data": 1, "fsdp": 2, "context": 2, "tensor": 2}, devices=jax.devices()[:8]
     )

@@ -8,7 +8,7 @@ import numpy as np
 import packed_rows
 import pytest
 
-from jaxterm import config, loss, model, sharding, train_step
+from jaxterm import config, context_parallel, loss, model, sharding, train_step
 
 ROWS, LENGTH, NUM_STEPS = 16, 32, 10
 AXES = ("data", "fsdp", "context", "tensor")
@@ -52,6 +52,12 @@ def train(sizes, micro_batches=1):
             mu = packed_rows.moments(state.optimizer).mu
             records.append(jax.tree.map(np.asarray, (metrics, mu, state.params)))
     return records
+
+
+@pytest.fixture(autouse=True)
+def many_pieces(monkeypatch):
+    """Rows so short would be cut into two pieces a shard, long ones are into more."""
+    monkeypatch.setattr(context_parallel, "SHORTEST_PIECE", LENGTH // 16)
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))

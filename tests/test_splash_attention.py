@@ -80,10 +80,14 @@ def test_kernels_are_the_definition_forward_and_backward(implementation, small_t
 
 
 @pytest.mark.parametrize("implementation", ["splash", "jax_splash", "blockwise", "reference"])
-@pytest.mark.parametrize("context", [2, 4])
-def test_a_cut_length_changes_nothing(implementation, context, small_tiles):
-    """Even work: each shard holds two pieces of every row, which come in another order."""
-    length = 128 * 2 * context
+@pytest.mark.parametrize(("context", "num_pieces"), [(2, 4), (2, 8), (4, 8)])
+def test_a_cut_length_changes_nothing(
+    implementation, context, num_pieces, small_tiles, monkeypatch
+):
+    """Even work: each shard holds two pieces of every row or more, which come in another order."""
+    length = 128 * num_pieces
+    monkeypatch.setattr(context_parallel, "SHORTEST_PIECE", 128)
+    assert context_parallel.num_pieces(length, context) == num_pieces
     segment_ids = np.tile(packings(), (1, 2))[:2, :length]
     segment_ids = np.maximum.accumulate(segment_ids, axis=1)  # ids never fall along a row
     arguments = random_arguments(segment_ids)
@@ -142,14 +146,25 @@ def test_the_tiles_that_are_visited_are_those_the_segments_need(is_backward):
         assert longest > 1500 or visited < num_causal / 2
 
 
-def test_every_shard_of_the_length_has_as_much_to_do():
+@pytest.mark.parametrize("shortest", [2048, 8])
+def test_every_shard_of_the_length_has_as_much_to_do(shortest, monkeypatch):
+    monkeypatch.setattr(context_parallel, "SHORTEST_PIECE", shortest)
     for context in (1, 2, 4, 8):
         order = context_parallel.token_order(64 * context, context).reshape(context, -1)
         assert sorted(order.reshape(-1)) == list(range(64 * context))
         work = (order.astype(np.int64) + 1).sum(1)  # keys that the queries of a causal row meet
         assert (work == work[0]).all()
+        assert (np.diff(order) > 0).all()  # segment ids never fall along a shard
     with pytest.raises(ValueError, match=r"row_length=30 must be a multiple of 8, twice .*=4"):
         context_parallel.token_order(30, 4)
+
+
+def test_pieces_are_dealt_to_and_fro_and_no_shorter_than_a_tile():
+    assert context_parallel.piece_order(4096, 2) == [0, 3, 1, 2]
+    assert context_parallel.piece_order(8192, 2) == [0, 3, 4, 7, 1, 2, 5, 6]
+    assert context_parallel.num_pieces(32_768, 4) == 32
+    assert context_parallel.num_pieces(131_072, 4) == 64  # eight times to and fro are enough
+    assert context_parallel.num_pieces(3 * 2048, 2) == 4  # shorter ones would hold half a tile
 
 
 def test_a_row_that_is_no_whole_tiles_is_refused():

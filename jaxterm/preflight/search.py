@@ -21,9 +21,6 @@ from jaxterm.preflight.memory_plans import MEMORY_PLANS, MemoryPlan
 
 MAX_SHARE = 0.9  # of memory; what is left is for what the compiler does not see: other programs
 _MIN_GAIN = 0.02  # of a step's time, for which it is worth to compile once more
-# Times what a step takes by the peaks where several devices share a row: their shares of the
-# attention of packed rows are less even than whole rows (benchmarks/context_balance.py).
-_UNEVENNESS = {1: 1.0, 2: 1.03, 4: 1.06, 8: 1.07}
 _MIN_SHARD_TOKENS = 8192  # of a row: with shorter ones latency counts, which no peak tells of
 
 
@@ -36,11 +33,6 @@ class Mesh:
     tensor: int
     num_micro_batches: int
     rows_at_a_time: int  # of one shard of the batch
-
-    @property
-    def unevenness(self) -> float:
-        """Times what a step takes by the peaks."""
-        return _UNEVENNESS[self.context]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Tried:
         if self.found is None:
             return math.inf
         exposed = self.found.collective_seconds if self.mesh.tensor > 1 else 0.0
-        return (self.found.step_seconds + exposed) * self.mesh.unevenness
+        return self.found.step_seconds + exposed
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -104,7 +96,7 @@ def run(
     def least_seconds(mesh: Mesh, plan: MemoryPlan) -> float:
         passes_s = memory_plans.least_seconds(base, plan, chip, num_devices)
         waits_s = memory_plans.tensor_seconds(base, mesh.tensor, chip, num_devices)
-        return (passes_s + waits_s) * mesh.unevenness
+        return passes_s + waits_s
 
     meshes = list(candidate_meshes(base, topology))
     return explore(meshes, compile_one, least_seconds, first=_own_settings(base, num_devices))
@@ -222,8 +214,7 @@ def _own_settings(base: config.TrainConfig, num_devices: int) -> tuple[Mesh, Mem
         loss_chunk_tokens=compute.loss_chunk_tokens,
         state_memory=optimizer.state_memory,
     )
-    is_known = compute.remat in remat.POLICIES and mesh.context in _UNEVENNESS
-    return (mesh, plan) if is_known else None
+    return (mesh, plan) if compute.remat in remat.POLICIES else None
 
 
 def _try(

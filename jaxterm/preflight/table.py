@@ -71,7 +71,7 @@ def show_ranking(ranking: Sequence[search.Tried], console: rich.console.Console)
             f"{tried.found.peak_bytes / _GB:,.1f}",
             f"{tried.found.recompute_share:.3f}",
             f"{tried.seconds:.2f}",
-            f"{tried.found.mfu_bound / tried.mesh.unevenness:.0%}",
+            f"{tried.found.mfu_bound:.0%}",
         )
     console.print(table)
     if ranking and ranking[0].found and ranking[0].found.fits:
