@@ -20,7 +20,7 @@ _COMPUTE: dict[str, Any] = {"compute_dtype": "bfloat16", "remat": "full", "mlp_c
 PODS: dict[str, dict[str, dict[str, Any]]] = {
     "v5e:16x16": {
         "mesh": {"context": 4},
-        "compute": {"remat": "attention"},
+        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
         "optimizer": {"num_micro_batches": 2},
     },
     "v5p:2x4x4": {
@@ -29,9 +29,9 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
         "optimizer": {"num_micro_batches": 8},
     },
     "v6e:4x8": {
-        "mesh": {"context": 2},
-        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
-        "optimizer": {"num_micro_batches": 8},
+        "mesh": {"context": 4},
+        "compute": {"remat": "projections"},
+        "optimizer": {"num_micro_batches": 16},
     },
     "tpu7x:2x2x4": {
         "mesh": {"context": 2},

@@ -29,7 +29,7 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "v6e:8x8": {
         "mesh": {"context": 4},
-        "compute": {"remat": "attention"},
+        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
         "optimizer": {"num_micro_batches": 8},
     },
     "tpu7x:2x4x4": {

@@ -29,9 +29,9 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
         "optimizer": {"num_micro_batches": 16},
     },
     "v6e:4x4": {
-        "mesh": {"context": 2},
-        "compute": {"remat": "attention"},
-        "optimizer": {"num_micro_batches": 16},
+        "mesh": {"context": 4},
+        "compute": {"remat": "projections"},
+        "optimizer": {"num_micro_batches": 32},
     },
     "tpu7x:2x2x2": {
         "mesh": {"context": 2},
