@@ -89,6 +89,11 @@ def test_layout_is_the_one_that_harbor_documents(tmp_path):
     assert told["environment"]["network_mode"] == "public"
 
 
+def test_folders_above_a_task_are_made(tmp_path):
+    task_module.write_task(FULL, tmp_path / "new" / "tasks")
+    assert task_module.read_task(tmp_path / "new" / "tasks" / FULL.name) == FULL
+
+
 def test_writing_again_replaces_the_whole_folder(tmp_path):
     task_module.write_task(FULL, tmp_path)
     task_module.write_task(dataclasses.replace(FULL, files={"b": b"2"}), tmp_path)

@@ -119,7 +119,7 @@ def write_task(task: Task, folder: pathlib.Path) -> None:
     """Write folder/NAME, whole or not at all; replaces one that is there."""
     temporary, target = folder / f".{task.name}.new", folder / task.name
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
     except FileExistsError:
         _remove(temporary)
         temporary.mkdir()
