@@ -3,7 +3,7 @@
     python -m jaxterm.train --config=configs/32b.py --workdir=DIR \\
         --config.start.hf_dir=/models/Qwen3-32B --config.data.corpus=/data/Nemotron-Terminal-Corpus
 
-For a pod, with the settings that use it best (python -m jaxterm.compile showed them to fit):
+For a pod, with the settings that `python -m jaxterm.compile --search` found for it:
 
     python -m jaxterm.train --config=configs/32b.py:v5p:4x4x4 ...
 
@@ -29,7 +29,7 @@ PODS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "v6e:8x8": {
         "mesh": {"context": 4},
-        "compute": {"remat": "attention", "remat_keep": ("k", "v")},
+        "compute": {"remat": "attention"},
         "optimizer": {"num_micro_batches": 8},
     },
     "tpu7x:2x4x4": {

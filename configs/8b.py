@@ -3,7 +3,7 @@
     python -m jaxterm.train --config=configs/8b.py --workdir=DIR \\
         --config.start.hf_dir=/models/Qwen3-8B --config.data.corpus=/data/Nemotron-Terminal-Corpus
 
-For a pod, with the settings that use it best (python -m jaxterm.compile showed them to fit):
+For a pod, with the settings that `python -m jaxterm.compile --search` found for it:
 
     python -m jaxterm.train --config=configs/8b.py:v6e:4x4 ...
 
