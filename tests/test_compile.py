@@ -51,7 +51,8 @@ def test_every_published_config_fits_its_pod_with_room(known):
         assert found["collective_bytes"] == sum(
             kind["bytes"] for kind in found["collectives"].values()
         )
-        assert 1 <= found["recompute_share"] < 1.4, name
+        # 6N counts norms' scales too, which are no products: a little below 1 is nothing twice.
+        assert 0.9999 <= found["recompute_share"] < 1.4, name
     recommended = known["14b v5p:2x4x4"]
     assert recommended["recompute_share"] <= 1.12
     assert recommended["peak_bytes"] <= 0.9 * recommended["capacity_bytes"]
