@@ -2,7 +2,8 @@
 
 Every process runs the same program. Process 0 writes what is written once (folders of the start,
 metrics, summaries); the others wait for its word. A TPU pod, GKE, SLURM and Open MPI are
-recognised by jax itself; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+recognised by jax, which looks for more than a variable: TPU_WORKER_HOSTNAMES off a TPU is no pod.
+Elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
 """
 
 import itertools
@@ -13,13 +14,8 @@ from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
+from jax._src.clusters import ClusterEnv  # jax names what it recognises nowhere else
 from jax.experimental import multihost_utils
-
-# What makes jax.distributed find the other processes by itself.
-_CLUSTER_VARIABLES = (
-    "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS",
-    "JOBSET_NAME", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri",
-)  # fmt: skip
 
 _UNSET = -1  # jax's own default of jax_num_cpu_devices
 
@@ -36,15 +32,21 @@ def start(num_cpu_devices: int = 1) -> None:
     """
     if jax.config.jax_num_cpu_devices == _UNSET and num_cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
-    if jax.distributed.is_initialized():
-        return
-    if not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):
+    if jax.distributed.is_initialized() or not _has_others():
         return
     num_processes, process_id = (
         int(os.environ[name]) if name in os.environ else None
         for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     )
     jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
+
+
+def _has_others() -> bool:
+    """Whether jax.distributed would find a run to join: it takes its absence for an error."""
+    if os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        return True
+    recognised = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
+    return any(kind.is_env_present() for kind in recognised)
 
 
 def is_first() -> bool:

@@ -147,6 +147,16 @@ def test_topologies_are_listed_and_unknown_ones_named():
 
 
 @needs_libtpu
+def test_a_pod_that_is_not_there_leaves_no_trace_in_the_environment():
+    """Programs started afterwards would take its variables for a pod to join."""
+    before = dict(os.environ)
+    assert [len(chips.devices_of(pod)) for pod in ("v5p:2x2x2", "v5e:4x4")] == [8, 16]
+    with pytest.raises(ValueError, match="v5e:5x7: libtpu knows no such topology"):
+        chips.devices_of("v5e:5x7")
+    assert dict(os.environ) == before
+
+
+@needs_libtpu
 @pytest.mark.slow
 def test_a_search_ranks_what_fits_and_goes_on_where_it_stopped(tmp_path):
     arguments = (

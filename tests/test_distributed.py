@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -47,6 +48,56 @@ def run_two(workdir, *options, timeout_s: float) -> tuple[list[int], list[str]]:
         for process in both:
             process.kill()
     return [process.returncode for process in both], outputs
+
+
+def joined(*environments: dict[str, str]) -> list[str]:
+    """What each process says of the run that it joined: (index, count) or "alone"."""
+    program = (
+        "import jax; from jaxterm import distributed; distributed.start(); "
+        "print((jax.process_index(), jax.process_count())"
+        " if jax.distributed.is_initialized() else 'alone')"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for environment in environments
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert all(process.returncode == 0 for process in both), outputs
+    return [out.strip() for out, _ in outputs]
+
+
+def test_variables_of_a_pod_off_a_tpu_are_no_run_to_join():
+    """Images made for TPU hosts set some; a laptop or a GPU that runs them is alone."""
+    assert joined({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}) == [
+        "alone"
+    ]
+
+
+def test_joins_the_tasks_of_a_slurm_step():
+    step = {
+        "JAX_COORDINATOR_PORT": str(free_port()), "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }  # fmt: skip
+    tasks = [step | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    assert joined(*tasks) == ["(0, 2)", "(1, 2)"]
+
+
+def test_joins_the_slices_of_a_tpu_job():
+    """As GKE names them, two slices of one host; the hosts have no chips and compute on CPUs."""
+    job = {
+        "JAX_FORCE_TPU_INIT": "1", "JAX_PLATFORMS": "cpu", "TPU_WORKER_ID": "0",
+        "TPU_WORKER_HOSTNAMES": "localhost", "JAX_COORDINATOR_PORT": str(free_port()),
+        "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080", "MEGASCALE_NUM_SLICES": "2",
+    }  # fmt: skip
+    slices = [job | {"MEGASCALE_SLICE_ID": str(i)} for i in range(2)]
+    assert joined(*slices) == ["(0, 2)", "(1, 2)"]
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 A device is what jax calls one: a chip, but on tpu7x half of one.
 """
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,8 +42,8 @@ CHIPS: dict[str, Chip] = {
     )
 }
 
-# Read by libtpu when it is loaded: ask no metadata server, let several processes load it, and do
-# not look for the host's own chips, for which it is told to be one that has some.
+# Read by libtpu when it is asked for a topology: ask no metadata server, let several processes load
+# it, and do not look for the host's own chips, for which it is told to be one that has some.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -83,10 +85,9 @@ def devices_of(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     chip_of(topology)
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        with _told_to_be_a_tpu_host():
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"--topology={topology}: libtpu knows no such topology ({str(error).splitlines()[0]}); "
@@ -98,3 +99,15 @@ def devices_of(topology: str) -> list[Any]:
             f"uv sync --extra tpu ({error})"
         ) from error
     return list(described.devices)
+
+
+@contextlib.contextmanager
+def _told_to_be_a_tpu_host() -> Iterator[None]:
+    """The variables libtpu reads, and afterwards none: other programs would believe them."""
+    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
