@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 
 from jaxterm import architecture
 
@@ -124,6 +123,8 @@ class MetricsWriter:
             wandb_project: where to log too; empty for nowhere.
             settings: JSON values of the run's config, for W&B.
         """
+        import tensorboardX  # with torch, where that is installed: seconds that no error waits for
+
         self._wandb = _start_wandb(wandb_project, workdir, settings) if wandb_project else None
         self._path = workdir / FILE_NAME
         _forget_after(self._path, first_step)

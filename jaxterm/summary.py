@@ -7,7 +7,6 @@ import pathlib
 import statistics
 from typing import Any
 
-import matplotlib.figure
 import rich.box
 import rich.console
 import rich.table
@@ -111,6 +110,8 @@ def _by_source(evaluations: list[dict[str, Any]]) -> dict[str, tuple[float, floa
 def _plot(
     steps: list[dict[str, Any]], evaluations: list[dict[str, Any]], path: pathlib.Path
 ) -> None:
+    import matplotlib.figure  # a second, which a command that ends with an error is spared
+
     figure = matplotlib.figure.Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.plot([r["step"] for r in steps], [r["loss"] for r in steps], lw=1, label="training batch")

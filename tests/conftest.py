@@ -20,6 +20,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS.mark_as_parsed()
 
 
+# A file is run by one process: begun last, a long one would be waited for.
+_LONGEST_FIRST = (
+    "test_train.py", "test_lora_run.py", "test_lora.py", "test_recorder_command.py",
+    "test_train_refusals.py", "test_readme.py", "test_compile.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    order = {name: i for i, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_addoption(parser: pytest.Parser):
     parser.addoption(
         "--update-goldens",

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import ROOT, command, exported, losses, train
+from small_train import ROOT, command, exported, losses, train
 
 OPTIONS = (
     "--config.max_steps=4",

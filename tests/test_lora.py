@@ -5,7 +5,6 @@ The oracle is a plain model with merged weights, made here: W + (alpha / rank) B
 
 import functools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ import numpy as np
 import packed_rows
 import pytest
 import qwix
-import test_train
 from flax import traverse_util
 
-from convert import mapping, orbax_source, verify, verify_logits
+from convert import mapping, orbax_source
 from jaxterm import (
     checkpoint,
     config,
@@ -335,31 +333,3 @@ def test_the_adapters_of_a_weight_have_its_dims():
     assert lora.shapes("o", weight, 8) == {"a": (2, 8, 4, 16), "b": (2, 32, 8)}
     axes = lora.axes("o", (None, "embed", "heads", None))
     assert axes == {"a": (None, None, "heads", None), "b": (None, "embed", None)}
-
-
-@pytest.mark.parametrize("base_dtype", ["param", "nf4"])
-def test_a_run_is_resumed_and_exported_as_merged_weights(tmp_path, base_dtype):
-    """The command itself, whole, and again from its last checkpoint but one."""
-    options = (
-        "--config.lora.rank=4", f"--config.lora.base_dtype={base_dtype}",
-        "--config.lora.weights=q,v,gate,down", "--config.optimizer.peak_lr=1e-2",
-        "--config.max_steps=5",
-    )  # fmt: skip
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    test_train.train(whole, *options)
-    shutil.copytree(whole, again)
-    shutil.rmtree(again / "checkpoints" / "5")
-    shutil.rmtree(again / "hf")
-    test_train.train(again, *options)
-    losses = test_train.losses(whole)
-    assert losses[5] < losses[1]
-    assert test_train.losses(again) == losses
-    tensors = test_train.exported(whole)
-    assert not [name for name in tensors if "lora" in name]
-    for name, tensor in test_train.exported(again).items():
-        np.testing.assert_array_equal(tensor, tensors[name])
-    assert verify.compare(whole, whole / "hf").is_equal
-    assert verify_logits.compare(whole, whole / "hf").is_equal
-    start = verify.compare(whole / "start" / "hf", whole / "hf")
-    changed = {leaf.name.rpartition(".")[2] for leaf in start.leaves if leaf.differing}
-    assert changed == ({"q", "v", "gate", "down"} if base_dtype == "param" else {*lora.MODULES})

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_train import losses, train
+from small_train import losses, train
 
 from jaxterm import metrics
 
