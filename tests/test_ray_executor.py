@@ -117,7 +117,7 @@ def test_an_error_keeps_its_type_and_leaves_nothing(cluster, tmp_path):
     assert type(caught.value) is ValueError
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     with pytest.raises(NotADirectoryError) as caught:
-        list(executor.results(refuse, [1, 2], ON_RAY, input_bytes=0))
+        list(executor.results(refuse, [1], ON_RAY, input_bytes=0))
     assert caught.value.filename == "number 1" and caught.value.errno == 20
 
 
