@@ -1,22 +1,33 @@
-"""Training steps of Qwen3-1.7B on packed rows and one GPU: jaxterm against transformers and torch.
+"""Training steps of Qwen3 on packed rows and one GPU: jaxterm against transformers and torch.
 
     uv run --extra cuda --group oracle python benchmarks/gpu_train_speed.py
+    uv run --extra cuda --group oracle python benchmarks/gpu_train_speed.py --size=4b --rows=1
     uv run --group oracle python benchmarks/gpu_train_speed.py --size=tiny --device=cpu
 
-A step is forward, backward, clipping and AdamW on rows of 32,768 tokens, whose segments have the
-lengths of benchmarks/synthetic_index.py. Parameters, gradients and moments are bfloat16, blocks
-are computed again in the backward pass, logits exist a chunk at a time: on both sides. torch
-attends by flash_attention_2 where flash_attn is installed, else by sdpa, over the packed rows
-(positions tell it the segments) and over each segment alone. Losses must agree. Each contestant is
-a process of its own; they take steps by turns, on a GPU whose memory all of them share.
+A step is forward, backward, clipping and AdamW on rows of 32,768 tokens: some of those into which
+data_pipeline packs conversations with the lengths of benchmarks/synthetic_index.py, evenly drawn
+between the rows of least and of most attention. Each row is a micro-batch. Parameters, gradients
+and moments are bfloat16 and logits exist a chunk at a time, on both sides.
+
+A contestant is a process of its own, one after another, with the GPU to itself:
+
+    jaxterm REMAT [unrolled]             a remat policy; the blocks in a scan, or one by one
+    torch WAY eager|compiled full|kept   WAY is packed (positions tell the segments) or segments
+                                         (each by itself); blocks computed again, or kept
+
+torch attends by flash_attention_2 where flash_attn is installed, else by scaled_dot_product_
+attention, whose kernels are tried in the order cuDNN, flash, efficient. Losses must agree.
 """
 
+import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,18 +35,24 @@ import synthetic_index
 from absl import app, flags
 from rich import console, table
 
+from data_pipeline.planning import packing
 from jaxterm import architecture
 
-_SIZE = flags.DEFINE_enum("size", "1.7b", ["1.7b", "tiny"], "tiny: to see that it runs.")
+_SIZE = flags.DEFINE_enum("size", "1.7b", ["1.7b", "4b", "tiny"], "tiny: to see that it runs.")
 _DEVICE = flags.DEFINE_enum("device", "cuda", ["cuda", "cpu"], "Where.")
-_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a step; each is a micro-batch.")
+_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed steps of each contestant.")
-_REMAT = flags.DEFINE_list("remat", ["full", "attention"], "jaxterm's remat policies to run.")
+_CONTESTANTS = flags.DEFINE_list(
+    "contestants",
+    ["jaxterm dots unrolled", "jaxterm dots", "jaxterm full", "torch segments eager full",
+     "torch segments compiled full", "torch segments compiled kept", "torch packed eager full"],
+    "Who takes part, as above.",
+)  # fmt: skip
 _ATTENTION = flags.DEFINE_string("attention", "auto", "config.compute.attention of jaxterm.")
-_COMPILE = flags.DEFINE_bool("compile", False, "torch.compile the decoder, beside the eager one.")
+_LIMIT_S = flags.DEFINE_integer("limit_s", 900, "Seconds for a contestant, start-up included.")
 
 _WARM_UP = 2  # rounds that are not timed
-_CHUNK = 1024  # tokens whose logits exist at one time
+_CHUNK = 4096  # tokens whose logits exist at one time
 _LEARNING_RATE = 1e-5
 _NUM_STEPS = 1_000_000  # of the schedule: the learning rate stays where it is
 
@@ -50,22 +67,27 @@ Batch = dict[str, np.ndarray]
 
 def model_and_length(size: str) -> tuple[architecture.ModelConfig, int]:
     """What is trained, and tokens of a row."""
-    return (TINY, 1024) if size == "tiny" else (architecture.QWEN3["1.7b"], 32_768)
+    return (TINY, 1024) if size == "tiny" else (architecture.QWEN3[size], 32_768)
 
 
 def draw_segment_ids(rows: int, length: int) -> np.ndarray:
-    """Rows filled first-fit from a shuffled list of lengths; what is left at the end is padding."""
-    rng = np.random.default_rng(0)
+    """Rows of a plan, evenly drawn from those with the least attention to those with the most."""
     lengths = synthetic_index.make(scale=0.01)["num_tokens"].to_numpy()
-    lengths = rng.permutation(np.clip(lengths * length // 32_768, 1, length)).tolist()
+    lengths = np.random.default_rng(0).permutation(lengths) * length // 32_768
+    lengths = np.clip(lengths, 1, length)  # what is longer fills a row, as its first piece would
+    packed = packing.pack(lengths, row_length=length, window_rows=256)
+    planned = [lengths[at] for at in np.split(packed.pieces, packed.offsets[1:-1])]
+    planned.sort(key=num_pairs)
     segment_ids = np.zeros((rows, length), np.int32)
-    for row in segment_ids:
-        used, segment = 0, 1
-        while (fitting := next((n for n in lengths if n <= length - used), None)) is not None:
-            lengths.remove(fitting)
-            row[used : used + fitting] = segment
-            used, segment = used + fitting, segment + 1
+    for row, ids in enumerate(segment_ids):
+        of_row = planned[(2 * row + 1) * len(planned) // (2 * rows)]
+        ids[: of_row.sum()] = np.repeat(np.arange(len(of_row)) + 1, of_row)
     return segment_ids
+
+
+def num_pairs(lengths: np.ndarray) -> float:
+    """Of a query and a key that it sees, over segments of these lengths."""
+    return float((lengths * (lengths + 1.0) / 2).sum())
 
 
 def draw_batch(segment_ids: np.ndarray, vocab_size: int) -> Batch:
@@ -82,24 +104,49 @@ def draw_batch(segment_ids: np.ndarray, vocab_size: int) -> Batch:
     }
 
 
-def make_hf_model(model: architecture.ModelConfig, implementation: str) -> Any:
-    """transformers' Qwen3 with random bfloat16 weights, the same ones every time."""
+def make_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The bits of a bfloat16 tensor: scales of one, else +-(2^-6 to 2^-5), always the same ones."""
+    if len(shape) == 1:
+        return np.full(shape, 0x3F80, np.uint16)
+    random = np.random.default_rng(zlib.crc32(name.encode())).bytes(2 * int(np.prod(shape)))
+    bits = np.frombuffer(bytearray(random), np.uint16).reshape(shape)
+    bits &= 0x807F  # sign and mantissa
+    bits |= 0x3C80
+    return bits
+
+
+def make_weights(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Hugging Face's name of a tensor -> its bits."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(shapes, pool.map(make_weight, shapes, shapes.values()), strict=True))
+
+
+def make_hf_model(
+    model: architecture.ModelConfig, implementation: str, device: str, recomputes: bool
+) -> Any:
+    """transformers' Qwen3 on a device, with the weights of `make_weights`."""
     import torch
     import transformers
 
-    torch.manual_seed(0)
     values = architecture.to_hf_json(model)
     del values["model_type"]
     settings = transformers.Qwen3Config(**values, use_cache=False)
-    hf = transformers.AutoModelForCausalLM.from_config(
-        settings, attn_implementation=implementation, dtype=torch.bfloat16
-    )
-    hf.activation_checkpointing_enable()
+    with torch.device(device):
+        hf = transformers.AutoModelForCausalLM.from_config(
+            settings, attn_implementation=implementation, dtype=torch.bfloat16
+        )
+    parameters = dict(hf.named_parameters())
+    weights = make_weights({name: tuple(p.shape) for name, p in parameters.items()})
+    for name, parameter in parameters.items():
+        bits = torch.from_numpy(weights[name].view(np.int16))
+        parameter.data.copy_(bits.view(torch.bfloat16))
+    if recomputes:
+        hf.activation_checkpointing_enable()
     return hf.train()
 
 
 def make_jaxterm_step(
-    model_config: architecture.ModelConfig, batch: Batch, remat: Any, attention: Any
+    model_config: architecture.ModelConfig, batch: Batch, options: list[str], attention: Any
 ) -> Step:
     import jax
     import ml_dtypes
@@ -108,10 +155,12 @@ def make_jaxterm_step(
     from jaxterm import config, model, sharding, train_step
 
     rows, length = batch["tokens"].shape
+    remat: Any = options[0]
     run = config.TrainConfig(
         model=model_config,
         compute=config.ComputeConfig(
-            param_dtype="bfloat16", remat=remat, attention=attention, loss_chunk_tokens=_CHUNK
+            param_dtype="bfloat16", remat=remat, attention=attention, loss_chunk_tokens=_CHUNK,
+            scan_layers="unrolled" not in options,
         ),
         data=config.DataConfig(row_length=length, global_batch_size=rows),
         optimizer=config.OptimizerConfig(
@@ -120,14 +169,15 @@ def make_jaxterm_step(
         ),
     )  # fmt: skip
     mesh = sharding.make_mesh(run.mesh.sizes(1), devices=jax.devices()[:1])
-    weights = dict(make_hf_model(model_config, "sdpa").named_parameters())
 
     def place(path, leaf):
         name = mapping.TABLE[jax.tree_util.keystr(path, simple=True, separator=".")].tensor
-        layers = range(model_config.num_layers) if "{layer}" in name else [0]
-        tensors = [weights[name.format(layer=layer)].detach().float() for layer in layers]
-        stacked = np.stack([x.numpy() for x in tensors]).astype(ml_dtypes.bfloat16)
-        return jax.device_put(stacked.reshape(leaf.shape), leaf.sharding)
+        if "{layer}" in name:
+            names = [name.format(layer=layer) for layer in range(model_config.num_layers)]
+            bits = np.stack(list(make_weights(dict.fromkeys(names, leaf.shape[1:])).values()))
+        else:
+            bits = make_weight(name, leaf.shape)
+        return jax.device_put(bits.reshape(leaf.shape).view(ml_dtypes.bfloat16), leaf.sharding)
 
     params = jax.tree.map_with_path(place, model.abstract_params(model_config, run.compute, mesh))
     train = train_step.jit_train_step(run, mesh, _NUM_STEPS)
@@ -153,23 +203,26 @@ def torch_parts(batch: Batch, way: str, device: str) -> list[dict[str, Any]]:
         batch["tokens"], batch["positions"], batch["segment_ids"], strict=True
     ):
         segments = [np.flatnonzero(ids == n) for n in range(1, ids.max() + 1)]
-        for at in segments if way == "unpacked" else [np.concatenate(segments)]:
+        for at in segments if way == "segments" else [np.concatenate(segments)]:
             ends = np.append(positions[at][1:] == 0, True)  # of segments: nothing to predict
-            named = {"input_ids": tokens[at], "position_ids": positions[at],
+            named = {"input_ids": tokens[at],
                      "targets": np.where(ends, -100, np.roll(tokens[at], -1))}  # fmt: skip
+            if way == "packed":
+                named["position_ids"] = positions[at]
             parts.append({k: torch.from_numpy(x)[None].long().to(device) for k, x in named.items()})
     return parts
 
 
 def make_torch_step(
-    model_config: architecture.ModelConfig, batch: Batch, way: str, device: str, compiled: bool
+    model_config: architecture.ModelConfig, batch: Batch, options: list[str], device: str
 ) -> Step:
     import torch
     from torch.utils import checkpoint
 
+    way, mode, memory = options
     parts = torch_parts(batch, way, device)
-    hf = make_hf_model(model_config, torch_attention(device)).to(device)
-    decoder = torch.compile(hf.model, dynamic=way == "unpacked") if compiled else hf.model
+    hf = make_hf_model(model_config, torch_attention(device), device, memory == "full")
+    decoder = torch.compile(hf.model, dynamic=way == "segments") if mode == "compiled" else hf.model
     matrices = [p for p in hf.parameters() if p.ndim > 1]
     scales = [p for p in hf.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -186,9 +239,8 @@ def make_torch_step(
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
         for part in parts:
-            hidden = decoder(
-                input_ids=part["input_ids"], position_ids=part["position_ids"]
-            ).last_hidden_state[0]
+            inputs = {name: x for name, x in part.items() if name != "targets"}
+            hidden = decoder(**inputs).last_hidden_state[0]
             chunks = zip(hidden.split(_CHUNK), part["targets"][0].split(_CHUNK), strict=True)
             losses = [
                 checkpoint.checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks
@@ -213,70 +265,95 @@ def torch_attention(device: str) -> str:
     return "flash_attention_2" if has_flash else "sdpa"
 
 
+def torch_kernels(device: str) -> Any:
+    """A context in which sdpa takes the first of these kernels that knows the case."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+    from torch.nn import attention
+
+    kind = attention.SDPBackend
+    order = [kind.CUDNN_ATTENTION, kind.FLASH_ATTENTION, kind.EFFICIENT_ATTENTION, kind.MATH]
+    return attention.sdpa_kernel(order, set_priority=True)
+
+
 def serve(connection: Any, name: str, settings: dict[str, Any]) -> None:
-    """In a process of its own: a step's loss and seconds for every message, until None."""
+    """In a process of its own: losses and seconds of all rounds, or what went wrong."""
     os.environ["JAX_PLATFORMS"] = settings["device"]
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the memory is shared with torch
     model_config, length = model_and_length(settings["size"])
     batch = draw_batch(draw_segment_ids(settings["rows"], length), model_config.vocab_size)
-    contestant, way, *mode = name.split()
-    if contestant == "jaxterm":
-        step = make_jaxterm_step(model_config, batch, way, settings["attention"])
-    else:
-        step = make_torch_step(
-            model_config, batch, way, settings["device"], compiled=mode == ["compiled"]
-        )
-    while connection.recv() is not None:
-        start = time.perf_counter()
-        loss = step()
-        connection.send((loss, time.perf_counter() - start))
+    contestant, *options = name.split()
+    rounds = []
+    try:
+        if contestant == "jaxterm":
+            kernels = contextlib.nullcontext()
+            step = make_jaxterm_step(model_config, batch, options, settings["attention"])
+        else:
+            kernels = torch_kernels(settings["device"])
+            step = make_torch_step(model_config, batch, options, settings["device"])
+        with kernels:
+            for _ in range(_WARM_UP + settings["rounds"]):
+                start = time.perf_counter()
+                loss = step()
+                rounds.append((loss, time.perf_counter() - start))
+    except (RuntimeError, ValueError) as error:  # of memory, most often; torch's and XLA's are both
+        connection.send(f"{type(error).__name__}: {str(error)[:300]}")
+        return
+    connection.send(np.array(rounds))
 
 
-def run_in_turns(names: list[str], settings: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Name -> loss and seconds of every round, [rounds, 2]; one process works at a time."""
+def run_alone(name: str, settings: dict[str, Any]) -> np.ndarray | str:
+    """Loss and seconds of every round, [rounds, 2], or why there are none."""
     spawn = multiprocessing.get_context("spawn")
-    ends = {}
-    for name in names:
-        ends[name], theirs = spawn.Pipe()
-        spawn.Process(target=serve, args=(theirs, name, settings), daemon=True).start()
-        theirs.close()  # so that a process that dies is an EOFError here
-    rounds = {name: [] for name in names}
-    for _ in range(_WARM_UP + _ROUNDS.value):
-        for name, end in ends.items():
-            end.send("step")
-            rounds[name].append(end.recv())
-    for end in ends.values():
-        end.send(None)
-    return {name: np.array(values) for name, values in rounds.items()}
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(theirs, name, settings))
+    process.start()
+    theirs.close()  # so that a process that dies is an EOFError here
+    try:
+        if not ours.poll(_LIMIT_S.value):
+            return f"not done within {_LIMIT_S.value} s"
+        return ours.recv()
+    except EOFError:
+        return "its process died"
+    finally:
+        process.kill()
+        process.join()
 
 
-def show(rounds: dict[str, np.ndarray], segment_ids: np.ndarray, screen: console.Console) -> None:
+def show(
+    rounds: dict[str, np.ndarray | str], segment_ids: np.ndarray, screen: console.Console
+) -> None:
     """Medians, rates, and both utilisations where the device's peak is known."""
     from jaxterm import metrics
 
-    model_config, _ = model_and_length(_SIZE.value)
+    model_config, length = model_and_length(_SIZE.value)
     lengths = [np.bincount(row)[1:].astype(float) for row in segment_ids]
-    num_tokens = float(sum(x.sum() for x in lengths))
+    num_tokens, pairs = sum(x.sum() for x in lengths), sum(map(num_pairs, lengths))
     matrices, attention = metrics.step_flops(
-        model_config, num_tokens=num_tokens,
-        attention_pairs=float(sum((x * (x + 1) / 2).sum() for x in lengths)),
-    )  # fmt: skip
-    peak = metrics.peak_flops(device_name())
-    result = table.Table(
-        title=f"{num_tokens:,.0f} tokens a step in {sum(map(len, lengths))} segments, "
-        f"{1 - num_tokens / segment_ids.size:.1%} padding"
+        model_config, num_tokens=float(num_tokens), attention_pairs=pairs
     )
-    for column in ("", "median s", "min s", "tokens/s", "MFU (6N)", "MFU with attention"):
+    peak = metrics.peak_flops(device_name())
+    share = pairs / (len(segment_ids) * length * (length + 1) / 2)
+    result = table.Table(
+        title=f"Qwen3 {_SIZE.value}: {num_tokens:,.0f} tokens a step in {sum(map(len, lengths))} "
+        f"segments, {1 - num_tokens / segment_ids.size:.1%} padding, {share:.2f} of causal rows"
+    )
+    for column in ("", "median s", "min s", "tokens/s", "MFU (6N)", "MFU (segment-true)"):
         result.add_column(column, justify="left" if not column else "right")
     for name, values in rounds.items():
+        if isinstance(values, str):
+            result.add_row(name, "-", "-", "-", "-", "-")
+            continue
         seconds = values[_WARM_UP:, 1].tolist()
         median = statistics.median(seconds)
-        shares = [f"{x / median / peak:.1%}" if peak else "-"
+        shares = [f"{x / median / peak:.3f}" if peak else "-"
                   for x in (matrices, matrices + attention)]  # fmt: skip
         result.add_row(
             name, f"{median:.3f}", f"{min(seconds):.3f}", f"{num_tokens / median:,.0f}", *shares
         )
     screen.print(result)
+    for name, values in rounds.items():
+        if isinstance(values, str):
+            screen.print(f"{name}: {values}", markup=False)
 
 
 def device_name() -> str:
@@ -296,18 +373,20 @@ def main(_):
         f"{device_name()}; jax {jax.__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, torch attends by {torch_attention(_DEVICE.value)}"
     )
-    names = [f"jaxterm {remat}" for remat in _REMAT.value]
-    for way in ("packed", "unpacked"):
-        names += [f"torch {way} eager", *([f"torch {way} compiled"] if _COMPILE.value else [])]
     settings = {"size": _SIZE.value, "device": _DEVICE.value, "rows": _ROWS.value,
-                "attention": _ATTENTION.value}  # fmt: skip
-    rounds = run_in_turns(names, settings)
-    expected = rounds[names[0]][:, 0]
-    for name, values in rounds.items():
+                "attention": _ATTENTION.value, "rounds": _ROUNDS.value}  # fmt: skip
+    _, length = model_and_length(_SIZE.value)
+    segment_ids = draw_segment_ids(_ROWS.value, length)
+    rounds = {}
+    for name in _CONTESTANTS.value:
+        rounds[name] = run_alone(name, settings)
+        screen.print(f"{name}: {rounds[name]}", markup=False)
+    done = {name: x for name, x in rounds.items() if not isinstance(x, str)}
+    for name, values in done.items():
+        expected = next(iter(done.values()))[:, 0]
         if np.abs(values[:, 0] - expected).max() > 0.01 * expected.max():  # a few eps of bfloat16
             raise RuntimeError(f"{name} computes other losses: {values[:, 0]}, not {expected}")
-    _, length = model_and_length(_SIZE.value)
-    show(rounds, draw_segment_ids(_ROWS.value, length), screen)
+    show(rounds, segment_ids, screen)
 
 
 if __name__ == "__main__":

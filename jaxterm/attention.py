@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int
 from jaxterm import (
     blockwise_attention,
     context_parallel,
+    cudnn_attention,
     gpu_attention,
     sharding,
     splash_attention,
@@ -33,7 +34,7 @@ from jaxterm import (
 
 # Each of them heeds segments.
 Implementation = Literal[
-    "auto", "reference", "blockwise", "splash", "jax_splash", "mosaic_gpu", "triton_gpu"
+    "auto", "reference", "blockwise", "splash", "jax_splash", "cudnn", "mosaic_gpu", "triton_gpu"
 ]
 
 _log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ def packed_attention(
         segment_ids: 1, 2, ... along a row; 0 is padding.
         implementation: `reference` builds the T x T mask; `blockwise` only ever holds one tile and
             does the work that the segments need, in plain jax.numpy; `splash` and `jax_splash` are
-            TPU kernels, `mosaic_gpu` and `triton_gpu` NVIDIA ones; `auto` is the fastest on the
-            devices of the mesh at hand.
+            TPU kernels, `cudnn`, `mosaic_gpu` and `triton_gpu` NVIDIA ones; `auto` is the fastest
+            on the devices of the mesh at hand.
         block: tokens a side of blockwise's tiles.
         interpret: run a TPU kernel in Pallas' interpreter, where there is no TPU.
 
@@ -68,14 +69,18 @@ def packed_attention(
     """
     scaled = q * (1.0 / math.sqrt(q.shape[-1]))
     platform, device_kind = sharding.device_at_hand()
-    implementation = choose(implementation, platform, device_kind, q.dtype)
+    num_shards = sharding.num_shards("length")
+    implementation = choose(implementation, platform, device_kind, q.dtype, num_shards)
     if implementation in ("splash", "jax_splash"):
         return _splash(implementation, scaled, k, v, segment_ids, device_kind, interpret)
     attend = functools.partial(blockwise_attention.attend, block=block)
     if implementation == "reference":
         attend = _reference
+    elif implementation == "cudnn":
+        cudnn_attention.check(q.dtype, q.shape[-1], num_shards)
+        attend = functools.partial(cudnn_attention.attend, kernel=cudnn_attention.CuDNN())
     elif implementation in ("mosaic_gpu", "triton_gpu"):
-        pieces = context_parallel.num_pieces(q.shape[1], sharding.num_shards("length"))
+        pieces = context_parallel.num_pieces(q.shape[1], num_shards)
         attend = functools.partial(
             gpu_attention.attend,
             kernel=gpu_attention.make_kernel(implementation, q.dtype),
@@ -113,8 +118,12 @@ def _splash(
     return _on_shards(splash_attention.attend, q, k, v, segment_ids, kernel, specs)
 
 
-def choose(implementation: str, platform: str, device_kind: str, dtype: Any) -> Implementation:
+def choose(
+    implementation: str, platform: str, device_kind: str, dtype: Any, num_shards: int = 1
+) -> Implementation:
     """The implementation that `auto` stands for on these devices; any other is what it is.
+
+    Rows are cut over `num_shards` of them.
 
     Raises:
         ValueError: it is unknown, as is one that lets segments see each other.
@@ -130,7 +139,9 @@ def choose(implementation: str, platform: str, device_kind: str, dtype: Any) -> 
         return "splash"
     if platform == "cpu":
         return "blockwise"
-    kernel = gpu_attention.best_for(device_kind, dtype) if platform in ("gpu", "cuda") else None
+    kernel = None
+    if platform in ("gpu", "cuda"):
+        kernel = gpu_attention.best_for(device_kind, dtype, num_shards)
     if kernel is None:
         _log.warning(
             "No attention kernel that heeds segments is known for %s (%s): config.compute.attention"

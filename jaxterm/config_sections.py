@@ -49,8 +49,17 @@ class ComputeConfig:
     remat: Literal["none", "dots", "projections", "attention", "full"] = "full"
     remat_keep: tuple[str, ...] = ()  # tensors more to keep: q, k, v, attention, middle, gate, up
     remat_offload: tuple[str, ...] = ()  # tensors kept in the host's memory; stream too
+    # One body for all blocks; False: each by itself, which copies less and compiles longer.
+    scan_layers: bool = True
     attention: Literal[
-        "auto", "reference", "blockwise", "splash", "jax_splash", "mosaic_gpu", "triton_gpu"
+        "auto",
+        "reference",
+        "blockwise",
+        "splash",
+        "jax_splash",
+        "cudnn",
+        "mosaic_gpu",
+        "triton_gpu",
     ] = "auto"
     attention_block: int = 128  # tokens a side of one tile of blockwise attention
     # Number format of the products with the blocks' weights, see jaxterm/product.py.

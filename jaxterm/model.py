@@ -5,7 +5,7 @@ Legend: B batch, T tokens, D embed, N query heads, K kv heads, H head dim, F mlp
 Every parameter is declared once, with its logical axes (jaxterm/sharding.py turns them into mesh
 axes) and in the layout of its Hugging Face tensor, [out, in], with the heads a dim of their own:
 conversion is reshape and stack, never a transpose. The L blocks are one block whose parameters
-have a leading dim `layers`, run by a scan over a rematerialised body.
+have a leading dim `layers`, run by a scan over a rematerialised body, or written out one by one.
 """
 
 import functools
@@ -28,6 +28,7 @@ from jaxterm import (
     rope,
     sharding,
     swiglu,
+    unstack,
 )
 
 # A nested dict of arrays (or their descriptions); the blocks' leaves are stacked, [L, ...].
@@ -206,20 +207,42 @@ class Qwen3(nnx.Module):
             x = embedding.look_up(self.embedding[...], tokens, dtype)
         cos_sin = rope.rotation(positions, self.model)
 
-        policy = remat.policy_of(self.compute)
-
-        # A scan's backward loop is another loop: nothing could be merged across them by CSE.
-        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
-        @functools.partial(nnx.remat, policy=policy, prevent_cse=False)
         def run_block(x, block, adapters):
             return block(x, segment_ids, cos_sin, adapters)
 
-        return self.final_norm(run_block(x, self.layers, adapters))
+        run = _scan_blocks if self.compute.scan_layers else _unroll_blocks
+        policy = remat.policy_of(self.compute)
+        return self.final_norm(run(run_block, policy, x, self.layers, adapters))
 
     @property
     def head(self) -> Float[Array, "V D"]:
         """The matrix whose product with a hidden state is the logits: the embedding when tied."""
         return (self.embedding if self.model.tie_embeddings else self.output)[...]
+
+
+def _scan_blocks(run_block, policy, x: Array, layers: Block, adapters: Any) -> Array:
+    """One body for all blocks: compiled once, and what it keeps is copied into stacks [L, ...]."""
+
+    # A scan's backward loop is another loop: nothing could be merged across them by CSE.
+    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
+    @functools.partial(nnx.remat, policy=policy, prevent_cse=False)
+    def run(x, block, adapters):
+        return run_block(x, block, adapters)
+
+    return run(x, layers, adapters)
+
+
+def _unroll_blocks(run_block, policy, x: Array, layers: Block, adapters: Any) -> Array:
+    """Each block by itself: compiled L times, and what they keep stays where it was made."""
+    graph, state = nnx.split(layers)
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def run(x, state, adapters):
+        return run_block(x, nnx.merge(graph, state), adapters)
+
+    for of_layer in unstack.unstack((state, adapters)):
+        x = run(x, *of_layer)
+    return x
 
 
 def make_model(

@@ -73,7 +73,9 @@ def main():
     exact = [x.astype(jnp.float32) for x in (q, k, v)]
     with jax.set_mesh(mesh), jax.default_matmul_precision("float32"):
         expected = by_name("reference")(*exact, ids, d_out.astype(jnp.float32))
-    kinds = {gpu_attention.best_for(device.device_kind, jnp.bfloat16), "triton_gpu"}
+    kinds = {"triton_gpu"}
+    for num_shards in (1, 2):  # whole rows, and those that are cut
+        kinds.add(gpu_attention.best_for(device.device_kind, jnp.bfloat16, num_shards))
     with jax.set_mesh(mesh):
         found = {kind: by_name(kind)(q, k, v, ids, d_out) for kind in sorted(kinds)}
     print(json.dumps({kind: relative_errors(x, expected) for kind, x in found.items()}))

@@ -1,4 +1,4 @@
-"""tokamax's GPU kernels: against the definition without a GPU as far as that goes, and with one.
+"""NVIDIA kernels: against the definition without a GPU as far as that goes, and with one.
 
 Triton's kernels run in Pallas' interpreter. Mosaic's have none: tokamax's plain-JAX form of the
 same op takes their place, and the real ones are lowered for CUDA. With a GPU both are run.
@@ -169,14 +169,14 @@ def gpus_that_are_not_there(device_kind, capability, context=1):
 @pytest.mark.parametrize(
     ("device_kind", "capability", "dtype", "called"),
     [
-        ("NVIDIA H100 80GB HBM3", 9.0, jnp.bfloat16, "mosaic_gpu"),
-        ("NVIDIA H100 80GB HBM3", 9.0, jnp.float32, "xla.gpu.triton"),
-        ("NVIDIA A100-SXM4-80GB", 8.0, jnp.bfloat16, "xla.gpu.triton"),
-        ("NVIDIA B200", 10.0, jnp.bfloat16, "mosaic_gpu"),
+        ("NVIDIA H100 80GB HBM3", 9.0, jnp.bfloat16, ("cudnn$fmha", "mosaic_gpu")),
+        ("NVIDIA H100 80GB HBM3", 9.0, jnp.float32, ("xla.gpu.triton",) * 2),
+        ("NVIDIA A100-SXM4-80GB", 8.0, jnp.bfloat16, ("xla.gpu.triton",) * 2),
+        ("NVIDIA B200", 10.0, jnp.bfloat16, ("cudnn$fmha", "mosaic_gpu")),
     ],
 )
 def test_auto_lowers_the_kernels_for_cuda(device_kind, capability, dtype, called, context):
-    """Forward and backward, by shapes of Qwen3-1.7B; no GPU is asked for."""
+    """Forward and backward, by shapes of Qwen3-1.7B, on whole rows and on cut ones."""
     q, k, v = (jax.ShapeDtypeStruct((1, 4096, n, 128), dtype) for n in (16, 8, 8))
     ids = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
 
@@ -186,8 +186,8 @@ def test_auto_lowers_the_kernels_for_cuda(device_kind, capability, dtype, called
 
     with gpus_that_are_not_there(device_kind, capability, context):
         text = jax.jit(step).trace(q, k, v, ids).lower(lowering_platforms=("cuda",)).as_text()
-    # Forward; backward before the diagonal, and on it.
-    assert text.count(called) >= 3
+    # Forward; backward before the diagonal, and on it. cuDNN: both for more segments, too.
+    assert text.count(called[context - 1]) >= 3
     assert "4096x4096" not in text  # no mask
 
 
@@ -224,27 +224,28 @@ def test_kept_attention_is_not_computed_again(interpreter):
 
 
 @pytest.mark.parametrize(
-    ("device_kind", "dtype", "kind"),
+    ("device_kind", "dtype", "num_shards", "kind"),
     [
-        ("NVIDIA H200", jnp.bfloat16, "mosaic_gpu"),
-        ("NVIDIA GH200 480GB", jnp.bfloat16, "mosaic_gpu"),
-        ("NVIDIA B200", jnp.float16, "mosaic_gpu"),
-        ("NVIDIA H100 PCIe", jnp.float32, "triton_gpu"),
-        ("NVIDIA GeForce RTX 4090", jnp.bfloat16, "triton_gpu"),
-        ("AMD Instinct MI300X", jnp.bfloat16, None),
+        ("NVIDIA H200", jnp.bfloat16, 1, "cudnn"),
+        ("NVIDIA H200", jnp.bfloat16, 2, "mosaic_gpu"),
+        ("NVIDIA GH200 480GB", jnp.bfloat16, 1, "cudnn"),
+        ("NVIDIA B200", jnp.float16, 1, "cudnn"),
+        ("NVIDIA H100 PCIe", jnp.float32, 1, "triton_gpu"),
+        ("NVIDIA GeForce RTX 4090", jnp.bfloat16, 1, "triton_gpu"),
+        ("AMD Instinct MI300X", jnp.bfloat16, 1, None),
     ],
 )
-def test_the_kernel_of_a_device(device_kind, dtype, kind, caplog):
-    assert gpu_attention.best_for(device_kind, dtype) == kind
+def test_the_kernel_of_a_device(device_kind, dtype, num_shards, kind, caplog):
+    assert gpu_attention.best_for(device_kind, dtype, num_shards) == kind
     for platform in ("gpu", "cuda"):
-        chosen = attention.choose("auto", platform, device_kind, dtype)
+        chosen = attention.choose("auto", platform, device_kind, dtype, num_shards)
         assert chosen == (kind or "blockwise")
     assert bool(caplog.records) == (kind is None)  # a slow choice is a loud one
 
 
 def test_what_ignores_segments_is_refused():
-    with pytest.raises(ValueError, match=r"compute\.attention=cudnn: it must heed the segments"):
-        attention.choose("cudnn", "gpu", "NVIDIA H100", jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"compute\.attention=xla: it must heed the segments"):
+        attention.choose("xla", "gpu", "NVIDIA H100", jnp.bfloat16)
     with pytest.raises(ValueError, match="xla heeds no segments"):
         gpu_attention.make_kernel("xla", jnp.bfloat16)
     with pytest.raises(ValueError, match=r"mosaic_gpu needs config\.compute\.compute_dtype"):
