@@ -53,7 +53,7 @@ _LIMIT_S = flags.DEFINE_integer("limit_s", 900, "Seconds for a contestant, start
 
 _WARM_UP = 2  # rounds that are not timed
 _CHUNK = 4096  # tokens whose logits exist at one time
-_LEARNING_RATE = 1e-5
+_LEARNING_RATE = 1e-3  # so large that bfloat16 parameters change
 _NUM_STEPS = 1_000_000  # of the schedule: the learning rate stays where it is
 
 TINY = architecture.ModelConfig(
@@ -140,8 +140,9 @@ def make_hf_model(
     for name, parameter in parameters.items():
         bits = torch.from_numpy(weights[name].view(np.int16))
         parameter.data.copy_(bits.view(torch.bfloat16))
-    if recomputes:
-        hf.activation_checkpointing_enable()
+    if recomputes:  # by its name in transformers before 5.23, too
+        enable = getattr(hf, "activation_checkpointing_enable", hf.gradient_checkpointing_enable)
+        enable()
     return hf.train()
 
 

@@ -32,7 +32,7 @@ def start(num_cpu_devices: int = 1) -> None:
     """
     if jax.config.jax_num_cpu_devices == _UNSET and num_cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
-    if jax.distributed.is_initialized() or not _has_others():
+    if jax.distributed.is_initialized() or not _is_in_a_cluster():
         return
     num_processes, process_id = (
         int(os.environ[name]) if name in os.environ else None
@@ -41,7 +41,7 @@ def start(num_cpu_devices: int = 1) -> None:
     jax.distributed.initialize(num_processes=num_processes, process_id=process_id)
 
 
-def _has_others() -> bool:
+def _is_in_a_cluster() -> bool:
     """Whether jax.distributed would find a run to join: it takes its absence for an error."""
     if os.environ.get("JAX_COORDINATOR_ADDRESS"):
         return True

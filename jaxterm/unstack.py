@@ -14,7 +14,9 @@ def unstack(tree: Any) -> list[Any]:
     layer.
     """
     leaves, structure = jax.tree.flatten(tree)
-    by_leaf = [_unstack(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.unstack(x) for x in leaves]
+    by_leaf = [
+        _unstack(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.unstack(x) for x in leaves
+    ]
     return [structure.unflatten(layer) for layer in zip(*by_leaf, strict=True)]
 
 

@@ -121,6 +121,13 @@ def test_as_many_segments_as_tokens():
     assert total == 8 and first.shape == (10,)
 
 
+def test_segments_a_call_fit_in_the_memory_they_may_have():
+    values_of = {"1.7b": 16 * 128, "4b": 32 * 128, "14b": 40 * 128}  # a token's queries
+    found = {size: cudnn_attention.fitting_segments(32_768 * n) for size, n in values_of.items()}
+    assert found == {"1.7b": 4, "4b": 2, "14b": 2}
+    assert cudnn_attention.fitting_segments(1024 * 128) == 64
+
+
 def num_calls(policy):
     """cuDNN's calls forward and backward in the lowered gradients of a rematerialised attention.
 

@@ -42,12 +42,17 @@ def run_two(workdir, *options, timeout_s: float) -> tuple[list[int], list[str]]:
     """Exit codes and outputs of a run of two processes."""
     port = free_port()
     both = [start(workdir, *options, process=i, num_processes=2, port=port) for i in range(2)]
-    try:
-        outputs = [process.communicate(timeout=timeout_s)[0] for process in both]
-    finally:
-        for process in both:
-            process.kill()
+    outputs = [out for out, _ in outputs_of(both, timeout_s=timeout_s)]
     return [process.returncode for process in both], outputs
+
+
+def outputs_of(processes: list[subprocess.Popen], *, timeout_s: float) -> list[tuple[str, str]]:
+    """What each of them printed by its end; none outlives this."""
+    try:
+        return [process.communicate(timeout=timeout_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def joined(*environments: dict[str, str]) -> list[str]:
@@ -57,19 +62,15 @@ def joined(*environments: dict[str, str]) -> list[str]:
         "print((jax.process_index(), jax.process_count())"
         " if jax.distributed.is_initialized() else 'alone')"
     )
-    both = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", program], cwd=ROOT, env=os.environ | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for environment in environments
     ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=120) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert all(process.returncode == 0 for process in both), outputs
+    outputs = outputs_of(processes, timeout_s=120)
+    assert all(process.returncode == 0 for process in processes), outputs
     return [out.strip() for out, _ in outputs]
 
 

@@ -242,6 +242,17 @@ def test_a_mesh_changes_nothing_but_rounding(base_dtype):
     assert cut["down"]["b"].sharding.shard_shape((2, 32, 4)) == (2, 16, 4)
 
 
+@pytest.mark.parametrize("base_dtype", ["param", "int8", "nf4"])
+def test_blocks_without_a_scan_train_the_same_adapters(base_dtype):
+    _, expected, losses = trained(base_dtype=base_dtype)
+    found, found_losses = trained_state(
+        lora_run(base_dtype=base_dtype, compute={"scan_layers": False})
+    )
+    np.testing.assert_allclose(found_losses, losses, rtol=1e-5)
+    error = packed_rows.largest_relative_error(found.params["lora"], expected.params["lora"])
+    assert error < 1e-4
+
+
 @pytest.mark.parametrize(("base_dtype", "bound"), [("int8", 0.51 / 127), ("nf4", 0.16)])
 def test_codes_are_near_their_weight_and_read_as_qwix_reads_them(base_dtype, bound):
     """Half a step of int8, or half of NF4's widest gap (0.304), times the tile's largest value."""

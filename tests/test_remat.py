@@ -44,6 +44,8 @@ def loss_and_gradients(**compute):
         {"remat": "attention", "remat_offload": ("stream", "middle")},
         {"remat": "full", "mlp_chunks": 4}, {"remat": "dots", "mlp_chunks": 2},
         {"remat": "none", "mlp_chunks": 2},
+        {"remat": "dots", "scan_layers": False}, {"remat": "full", "scan_layers": False},
+        {"remat": "none", "scan_layers": False},
     ],
     ids=str,
 )  # fmt: skip
@@ -53,6 +55,14 @@ def test_losses_and_gradients_are_the_same(compute):
     np.testing.assert_allclose(found_loss, expected_loss, rtol=1e-6)
     for gradient, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(gradient, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_blocks_without_a_scan_compute_again_what_they_do_not_keep():
+    flops = {
+        remat: loss_and_gradients(remat=remat, scan_layers=False)[1].cost_analysis()["flops"]
+        for remat in ("dots", "full")
+    }
+    assert flops["full"] > 1.1 * flops["dots"]
 
 
 @pytest.mark.parametrize("keep", [("q",), ("k", "gate")], ids=str)
