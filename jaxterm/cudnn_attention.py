@@ -9,7 +9,7 @@ what the segments cost, in one kernel forward and one backward, and nothing of s
 
 cuDNN gives the log of each query's sum of weights as [M, N, T], mostly void; kept for the backward
 pass is [N, T]. Its backward pass adds up the gradients of queries in no fixed order: their last
-bits change from run to run, unless XLA_FLAGS has --xla_gpu_deterministic_ops=true.
+bits change from run to run. Where runs must be equal to the bit, set attention=mosaic_gpu.
 
 The functions that call it lie under a private path of a pinned jax.
 """
