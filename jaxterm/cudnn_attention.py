@@ -10,7 +10,7 @@ what the segments cost, in one kernel forward and one backward, and nothing of s
 cuDNN gives the log of each query's sum of weights as [M, N, T], mostly void; kept for the backward
 pass is [N, T]. Its backward pass adds up the gradients of queries in no fixed order: their last
 bits change from run to run, as those of the embedding's gradient do on any GPU, unless XLA is told
-to leave out such kernels: XLA_FLAGS=--xla_gpu_exclude_nondeterministic_ops=true (openxla/xla#14125).
+to leave such kernels out: --xla_gpu_exclude_nondeterministic_ops=true (openxla/xla#14125).
 
 The functions that call it lie under a private path of a pinned jax.
 """
