@@ -263,7 +263,7 @@ def _in_calls(
 def _by_token(log_sums: Float[Array, "M N T"], places: Places) -> Float[Array, "T N"]:
     """Each token's log-sums; those of tokens outside of the places mean nothing."""
     index = jnp.arange(log_sums.shape[-1], dtype=jnp.int32)
-    place = (index[:, None] >= places.first) & (places.first >= 0)
+    place = (index[:, None] >= places.first[None]) & (places.first >= 0)[None]
     place = jnp.maximum(place.sum(axis=1, dtype=jnp.int32) - 1, 0)
     return log_sums[place, :, index - jnp.maximum(places.first[place], 0)]
 

@@ -80,14 +80,16 @@ def in_calls_of(segments_a_call):
     return gpu_parity.forward_and_backward(attend)
 
 
-@pytest.fixture(autouse=True)
-def kernels_may_broadcast():
+@pytest.fixture
+def kernel_may_broadcast():
     with jax.numpy_rank_promotion("allow"):
         yield
 
 
 @pytest.mark.parametrize("segments_a_call", [2, 5, 8, 64])
-def test_any_number_of_segments_in_calls_of_any_size_is_the_definition(segments_a_call):
+def test_any_number_of_segments_in_calls_of_any_size_is_the_definition(
+    segments_a_call, kernel_may_broadcast
+):
     packings = gpu_parity.packings(LENGTH)
     gap = np.where(np.arange(LENGTH) % 50 < 7, 0, 1 + np.arange(LENGTH) // 50)[None]
     ids = np.concatenate([packings, gap]).astype(np.int32)  # padding between segments, too
@@ -100,7 +102,7 @@ def test_any_number_of_segments_in_calls_of_any_size_is_the_definition(segments_
     assert max(gpu_parity.relative_errors(found, expected)) < 2e-6
 
 
-def test_a_batch_of_padding_gives_zeros():
+def test_a_batch_of_padding_gives_zeros(kernel_may_broadcast):
     arguments = gpu_parity.random_arguments(np.zeros((2, LENGTH), np.int32), jnp.float32, **SHAPES)
     assert all((np.asarray(x) == 0).all() for x in in_calls_of(8)(*arguments))
 

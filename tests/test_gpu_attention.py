@@ -4,7 +4,6 @@ Triton's kernels run in Pallas' interpreter. Mosaic's have none: tokamax's plain
 same op takes their place, and the real ones are lowered for CUDA. With a GPU both are run.
 """
 
-import contextlib
 import functools
 import json
 import os
@@ -13,6 +12,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import absent_gpus
 import gpu_parity
 import jax
 import jax.extend
@@ -143,28 +143,6 @@ def test_starts_of_the_docstring():
     assert starts.tolist() == [0, 0, 0, 3, 3, 5, 6]
 
 
-@contextlib.contextmanager
-def gpus_that_are_not_there(device_kind, capability, context=1):
-    """A mesh of such GPUs, to trace and lower for."""
-    from tokamax._src import config as tokamax_config
-    from tokamax._src import gpu_utils
-
-    device = jax.sharding.AbstractDevice(device_kind=device_kind, num_cores=132, platform="gpu")
-    mesh = jax.sharding.AbstractMesh(
-        tuple(context if axis == "context" else 1 for axis in sharding.AXES), sharding.AXES,
-        (jax.sharding.AxisType.Auto,) * len(sharding.AXES), abstract_device=device,
-    )  # fmt: skip
-    cpu = jax.devices()[0]
-    there = mock.Mock(wraps=cpu, platform=cpu.platform, device_kind=device_kind, core_count=132)
-    with (
-        tokamax_config.cross_compile(True),
-        mock.patch.object(gpu_utils, "_compute_capability", lambda device=None: capability),
-        mock.patch.object(jax.extend.backend, "get_default_device", lambda: there),
-        jax.sharding.use_abstract_mesh(mesh),
-    ):
-        yield
-
-
 @pytest.mark.parametrize("context", [1, 2])
 @pytest.mark.parametrize(
     ("device_kind", "capability", "dtype", "called"),
@@ -181,10 +159,10 @@ def test_auto_lowers_the_kernels_for_cuda(device_kind, capability, dtype, called
     ids = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
 
     def step(q, k, v, ids):
-        out, pull_back = jax.vjp(lambda *qkv: attention.packed_attention(*qkv, ids), q, k, v)
+        out, pull_back = jax.vjp(lambda q, k, v: attention.packed_attention(q, k, v, ids), q, k, v)
         return out, pull_back(out)
 
-    with gpus_that_are_not_there(device_kind, capability, context):
+    with absent_gpus.abstract_mesh(device_kind, capability, context):
         text = jax.jit(step).trace(q, k, v, ids).lower(lowering_platforms=("cuda",)).as_text()
     # Forward; backward before the diagonal, and on it. cuDNN: both for more segments, too.
     assert text.count(called[context - 1]) >= 3
