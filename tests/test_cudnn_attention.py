@@ -41,25 +41,29 @@ class WrittenOut:
 
 def softmax(q, k, places, log_sums):
     """Weights [N, T, S], zero outside of the places, and log-sums [M, N, T]; or by those given."""
-    index = jnp.arange(q.shape[0])
+    index, place = jnp.arange(q.shape[0]), place_of(places, q)
+    mask = (place[:, None] == place) & (place >= 0) & (index[:, None] >= index)
     logits = jnp.einsum("TNH,SNH->NTS", q, per_query_head(k, q))
-    weights, found = jnp.zeros(logits.shape), []
-    for m, (first, length) in enumerate(zip(places.first, places.lengths, strict=True)):
-        within = (index >= first) & (index < first + length)
-        mask = within[:, None] & within & (index[:, None] >= index)
-        if log_sums is None:
-            of_token = jax.nn.logsumexp(jnp.where(mask, logits, -jnp.inf), axis=-1)
-            at = jnp.where(index < length, first + index, -1)
-            found.append(jnp.where(at >= 0, of_token[:, at], jnp.nan))
-        else:
-            of_token = jnp.where(within, log_sums[m][:, index - first], 0)
-        weights += jnp.where(mask, jnp.exp(logits - of_token[:, :, None]), 0)
-    return weights, jnp.stack(found) if found else None
+    found = None
+    if log_sums is None:
+        of_token = jax.nn.logsumexp(jnp.where(mask, logits, -jnp.inf), axis=-1)
+        at = places.first[:, None] + index  # [M, T]
+        known = (index < places.lengths[:, None])[:, None]
+        found = jnp.where(known, of_token[:, at].swapaxes(0, 1), jnp.nan)
+    else:
+        of_token = log_sums[place, :, index - places.first[place]].T
+    return jnp.where(mask, jnp.exp(logits - of_token[:, :, None]), 0), found
+
+
+def place_of(places, q):
+    """Of each token; -1 outside of them all."""
+    index = jnp.arange(q.shape[0])[:, None]
+    within = (index >= places.first) & (index < places.first + places.lengths)
+    return jnp.where(within.any(axis=1), within.argmax(axis=1), -1)
 
 
 def inside(places, q):
-    index = jnp.arange(q.shape[0])[:, None]
-    return ((index >= places.first) & (index < places.first + places.lengths)).any(axis=1)
+    return place_of(places, q) >= 0
 
 
 def per_query_head(x, q):
