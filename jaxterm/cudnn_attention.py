@@ -251,8 +251,10 @@ def _in_calls(
 
     def run(index, so_far):
         at = index * segments_a_call
-        known = (segments.number >= at) & (segments.number < at + segments_a_call)
-        return jax.tree.map(functools.partial(select, known), call(places(at)), so_far)
+        take = functools.partial(
+            select, segments.number >= at
+        )  # what is undefined a later call has
+        return jax.tree.map(take, call(places(at)), so_far)
 
     # The first by itself: most rows need no other, and its results are taken as they are.
     num_calls = (segments.total + segments_a_call - 1) // segments_a_call
