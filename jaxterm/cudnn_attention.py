@@ -251,9 +251,8 @@ def _in_calls(
 
     def run(index, so_far):
         at = index * segments_a_call
-        take = functools.partial(
-            select, segments.number >= at
-        )  # what is undefined a later call has
+        # What this call leaves undefined after its segments, the next ones have.
+        take = functools.partial(select, segments.number >= at)
         return jax.tree.map(take, call(places(at)), so_far)
 
     # The first by itself: most rows need no other, and its results are taken as they are.
