@@ -19,23 +19,21 @@ torch attends by flash_attention_2 where flash_attn is installed, else by scaled
 attention, whose kernels are tried in the order cuDNN, flash, efficient. Losses must agree.
 """
 
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import platform
 import statistics
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import synthetic_index
+import planned_rows
+import random_weights
 from absl import app, flags
 from rich import console, table
 
-from data_pipeline.planning import packing
 from jaxterm import architecture
 
 _SIZE = flags.DEFINE_enum("size", "1.7b", ["1.7b", "4b", "tiny"], "tiny: to see that it runs.")
@@ -62,7 +60,6 @@ TINY = architecture.ModelConfig(
 )  # fmt: skip
 
 Step = Callable[[], float]  # runs one training step and returns its loss
-Batch = dict[str, np.ndarray]
 
 
 def model_and_length(size: str) -> tuple[architecture.ModelConfig, int]:
@@ -70,61 +67,10 @@ def model_and_length(size: str) -> tuple[architecture.ModelConfig, int]:
     return (TINY, 1024) if size == "tiny" else (architecture.QWEN3[size], 32_768)
 
 
-def draw_segment_ids(rows: int, length: int) -> np.ndarray:
-    """Rows of a plan, evenly drawn from those with the least attention to those with the most."""
-    lengths = synthetic_index.make(scale=0.01)["num_tokens"].to_numpy()
-    lengths = np.random.default_rng(0).permutation(lengths) * length // 32_768
-    lengths = np.clip(lengths, 1, length)  # what is longer fills a row, as its first piece would
-    packed = packing.pack(lengths, row_length=length, window_rows=256)
-    planned = [lengths[at] for at in np.split(packed.pieces, packed.offsets[1:-1])]
-    planned.sort(key=num_pairs)
-    segment_ids = np.zeros((rows, length), np.int32)
-    for row, ids in enumerate(segment_ids):
-        of_row = planned[(2 * row + 1) * len(planned) // (2 * rows)]
-        ids[: of_row.sum()] = np.repeat(np.arange(len(of_row)) + 1, of_row)
-    return segment_ids
-
-
-def num_pairs(lengths: np.ndarray) -> float:
-    """Of a query and a key that it sees, over segments of these lengths."""
-    return float((lengths * (lengths + 1.0) / 2).sum())
-
-
-def draw_batch(segment_ids: np.ndarray, vocab_size: int) -> Batch:
-    """Random tokens, all of them trained."""
-    rng = np.random.default_rng(1)
-    index = np.arange(segment_ids.shape[1])
-    begins = np.diff(segment_ids, axis=1, prepend=0) != 0
-    positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
-    return {
-        "tokens": rng.integers(0, vocab_size, segment_ids.shape).astype(np.int32),
-        "positions": positions.astype(np.int32),
-        "segment_ids": segment_ids,
-        "loss_mask": (segment_ids > 0).astype(np.int32),
-    }
-
-
-def make_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The bits of a bfloat16 tensor: scales of one, else +-(2^-6 to 2^-5), always the same ones."""
-    if len(shape) == 1:
-        return np.full(shape, 0x3F80, np.uint16)
-    random = np.random.default_rng(zlib.crc32(name.encode())).bytes(2 * int(np.prod(shape)))
-    bits = np.frombuffer(bytearray(random), np.uint16).reshape(shape)
-    bits &= 0x807F  # sign and mantissa
-    bits |= 0x3C80
-    return bits
-
-
-def make_weights(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Hugging Face's name of a tensor -> its bits."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return dict(zip(shapes, pool.map(make_weight, shapes, shapes.values()), strict=True))
-
-
 def make_hf_model(
     model: architecture.ModelConfig, implementation: str, device: str, recomputes: bool
 ) -> Any:
-    """transformers' Qwen3 on a device, with the weights of `make_weights`."""
+    """transformers' Qwen3 on a device, with the weights of random_weights."""
     import torch
     import transformers
 
@@ -136,7 +82,7 @@ def make_hf_model(
             settings, attn_implementation=implementation, dtype=torch.bfloat16
         )
     parameters = dict(hf.named_parameters())
-    weights = make_weights({name: tuple(p.shape) for name, p in parameters.items()})
+    weights = random_weights.of_tensors({name: tuple(p.shape) for name, p in parameters.items()})
     for name, parameter in parameters.items():
         bits = torch.from_numpy(weights[name].view(np.int16))
         parameter.data.copy_(bits.view(torch.bfloat16))
@@ -147,7 +93,10 @@ def make_hf_model(
 
 
 def make_jaxterm_step(
-    model_config: architecture.ModelConfig, batch: Batch, options: list[str], attention: Any
+    model_config: architecture.ModelConfig,
+    batch: planned_rows.Batch,
+    options: list[str],
+    attention: Any,
 ) -> Step:
     import jax
     import ml_dtypes
@@ -175,9 +124,11 @@ def make_jaxterm_step(
         name = mapping.TABLE[jax.tree_util.keystr(path, simple=True, separator=".")].tensor
         if "{layer}" in name:
             names = [name.format(layer=layer) for layer in range(model_config.num_layers)]
-            bits = np.stack(list(make_weights(dict.fromkeys(names, leaf.shape[1:])).values()))
+            bits = np.stack(
+                list(random_weights.of_tensors(dict.fromkeys(names, leaf.shape[1:])).values())
+            )
         else:
-            bits = make_weight(name, leaf.shape)
+            bits = random_weights.of_tensor(name, leaf.shape)
         return jax.device_put(bits.reshape(leaf.shape).view(ml_dtypes.bfloat16), leaf.sharding)
 
     params = jax.tree.map_with_path(place, model.abstract_params(model_config, run.compute, mesh))
@@ -195,7 +146,7 @@ def make_jaxterm_step(
     return step
 
 
-def torch_parts(batch: Batch, way: str, device: str) -> list[dict[str, Any]]:
+def torch_parts(batch: planned_rows.Batch, way: str, device: str) -> list[dict[str, Any]]:
     """What torch computes one after another: rows without their padding, or segments."""
     import torch
 
@@ -215,7 +166,10 @@ def torch_parts(batch: Batch, way: str, device: str) -> list[dict[str, Any]]:
 
 
 def make_torch_step(
-    model_config: architecture.ModelConfig, batch: Batch, options: list[str], device: str
+    model_config: architecture.ModelConfig,
+    batch: planned_rows.Batch,
+    options: list[str],
+    device: str,
 ) -> Step:
     import torch
     from torch.utils import checkpoint
@@ -281,7 +235,9 @@ def serve(connection: Any, name: str, settings: dict[str, Any]) -> None:
     """In a process of its own: losses and seconds of all rounds, or what went wrong."""
     os.environ["JAX_PLATFORMS"] = settings["device"]
     model_config, length = model_and_length(settings["size"])
-    batch = draw_batch(draw_segment_ids(settings["rows"], length), model_config.vocab_size)
+    batch = planned_rows.draw_batch(
+        planned_rows.draw_segment_ids(settings["rows"], length), model_config.vocab_size
+    )
     contestant, *options = name.split()
     rounds = []
     try:
@@ -328,7 +284,7 @@ def show(
 
     model_config, length = model_and_length(_SIZE.value)
     lengths = [np.bincount(row)[1:].astype(float) for row in segment_ids]
-    num_tokens, pairs = sum(x.sum() for x in lengths), sum(map(num_pairs, lengths))
+    num_tokens, pairs = sum(x.sum() for x in lengths), sum(map(planned_rows.num_pairs, lengths))
     matrices, attention = metrics.step_flops(
         model_config, num_tokens=float(num_tokens), attention_pairs=pairs
     )
@@ -377,7 +333,7 @@ def main(_):
     settings = {"size": _SIZE.value, "device": _DEVICE.value, "rows": _ROWS.value,
                 "attention": _ATTENTION.value, "rounds": _ROUNDS.value}  # fmt: skip
     _, length = model_and_length(_SIZE.value)
-    segment_ids = draw_segment_ids(_ROWS.value, length)
+    segment_ids = planned_rows.draw_segment_ids(_ROWS.value, length)
     rounds = {}
     for name in _CONTESTANTS.value:
         rounds[name] = run_alone(name, settings)

@@ -222,14 +222,10 @@ class Qwen3(nnx.Module):
 
 def _scan_blocks(run_block, policy, x: Array, layers: Block, adapters: Any) -> Array:
     """One body for all blocks: compiled once, and what it keeps is copied into stacks [L, ...]."""
-
     # A scan's backward loop is another loop: nothing could be merged across them by CSE.
-    @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
-    @functools.partial(nnx.remat, policy=policy, prevent_cse=False)
-    def run(x, block, adapters):
-        return run_block(x, block, adapters)
-
-    return run(x, layers, adapters)
+    kept_by_policy = nnx.remat(run_block, policy=policy, prevent_cse=False)
+    scan = nnx.scan(kept_by_policy, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)
+    return scan(x, layers, adapters)
 
 
 def _unroll_blocks(run_block, policy, x: Array, layers: Block, adapters: Any) -> Array:
