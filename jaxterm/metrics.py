@@ -2,8 +2,9 @@
 
 Two model-FLOPs utilisations are told apart: `mfu` counts six FLOPs a parameter and token,
 `mfu_attention` adds what attention needs for the segments that are really there (12 x layers x
-heads x head_dim FLOPs for each pair of tokens that meet). Both are left out where the device's
-peak is not known.
+heads x head_dim FLOPs for each pair of tokens that meet), and takes off the head's products with
+tokens that are not trained, which are not made. Both are left out where the device's peak is not
+known.
 """
 
 import importlib
@@ -65,6 +66,13 @@ def step_flops(
     return matrices, heads * attention_pairs
 
 
+def head_flops(
+    model: architecture.ModelConfig, num_tokens: float, *, is_frozen: bool = False
+) -> float:
+    """Of the FLOPs for matrices in `step_flops`, those of the output head for so many tokens."""
+    return (4.0 if is_frozen else 6.0) * model.vocab_size * model.embed_dim * num_tokens
+
+
 def throughput(
     model: architecture.ModelConfig,
     *,
@@ -87,7 +95,9 @@ def throughput(
         matrices, attention = step_flops(
             model, num_tokens=num_tokens, attention_pairs=attention_pairs, is_frozen=is_frozen
         )
-        rates |= {"mfu": matrices / peak, "mfu_attention": (matrices + attention) / peak}
+        untrained = head_flops(model, num_tokens - num_loss_tokens, is_frozen=is_frozen)
+        needed = matrices - untrained + attention
+        rates |= {"mfu": matrices / peak, "mfu_attention": needed / peak}
     return rates
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipeline.sandbox import root_view, sandbox
 
-needs_sandbox = pytest.mark.skipif(
+# Where its programs are the sandbox must work: a test of it is not skipped because it does not.
+needs_programs = pytest.mark.skipif(
     bool(root_view.missing_programs()),
     reason=f"no sandbox without {', '.join(root_view.missing_programs())}",
 )

@@ -198,6 +198,20 @@ def test_trip_counts_without_xlas_help(start, stop, step, times, hidden):
     assert (costs.dot_flops, costs.unknown_loops) == (times * 2 * 4**3, ())
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_loop_that_may_end_early_counts_with_its_bound(mirrored):
+    def search(x):
+        def is_unfinished(carry):
+            i, x = carry
+            tests = (x.sum() > 1, i < 7)
+            return jnp.logical_and(*(reversed(tests) if mirrored else tests))
+
+        return jax.lax.while_loop(is_unfinished, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))[1]
+
+    costs = hlo_costs.read(compiled_text(scanned(search, 3), (4, 4)))
+    assert (costs.dot_flops, costs.unknown_loops) == (3 * 7 * 2 * 4**3, ())
+
+
 def test_of_a_conditional_the_dearest_branch_counts():
     def function(which, x):
         branches = [lambda x: x, lambda x: x @ x @ x, lambda x: jax.lax.psum(x, "a") @ x]

@@ -81,6 +81,29 @@ def test_gradients_are_those_of_the_naive_form(chunk_tokens):
     assert not np.asarray(ours[1])[VOCAB:].any()
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tokens_without_a_target_are_never_multiplied(rows):
+    """A not-a-number that met a product, with a zero too, would be in the head's gradient."""
+    hidden, head, _ = random_inputs(8, rows=rows)
+    targets = np.full(hidden.shape[:2], loss.IGNORED)
+    for row in targets:  # as many in each row as two chunks hold
+        row[np.random.default_rng(1).permutation(row.size)[:8]] = range(8)
+    is_ignored = (targets == loss.IGNORED)[..., None]
+    unread = jnp.where(is_ignored, jnp.nan, hidden)
+    grad = jax.grad(lambda *x: total(*x, jnp.asarray(targets), 4), (0, 1))
+    assert is_ignored.any()
+    for actual, wanted in zip(grad(unread, head), grad(hidden, head), strict=True):
+        np.testing.assert_array_equal(actual, wanted)
+
+
+def test_without_any_target_all_is_zero():
+    hidden, head, targets = random_inputs(9)
+    none = jnp.full_like(targets, loss.IGNORED)
+    value, grads = jax.value_and_grad(lambda *x: total(*x, none, 4), (0, 1))(hidden, head)
+    assert value == 0
+    assert not any(np.asarray(grad).any() for grad in grads)
+
+
 def test_bfloat16_gradients_are_the_exact_ones_within_their_precision():
     """The head's gradient is summed over chunks in float32: many chunks lose nothing."""
     hidden, head, targets = random_inputs(7, rows=4, length=256, dtype="bfloat16")

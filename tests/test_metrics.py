@@ -53,11 +53,21 @@ def test_mfu_is_a_share_of_the_peak_of_all_devices(monkeypatch):
     monkeypatch.setattr(metrics, "peak_flops", lambda kind: 459e12)
     length = 32_768
     rates = metrics.throughput(
-        MODEL, **RATES | {"num_tokens": length}, attention_pairs=length * (length + 1) / 2
+        MODEL,
+        **RATES | {"num_tokens": length, "num_loss_tokens": length},
+        attention_pairs=length * (length + 1) / 2,
     )
     per_token = 8 * 459e12 * 2.0 / length
     assert rates["mfu"] == pytest.approx(6 * 7.568405504e9 / per_token, rel=1e-9)
     assert rates["mfu_attention"] == pytest.approx((45.4104e9 + 29.0e9) / per_token, rel=1e-3)
+
+
+def test_the_head_counts_for_trained_tokens(monkeypatch):
+    """8B: 6 x 151,936 x 4,096 FLOPs of the head for each of 100 tokens of 300."""
+    monkeypatch.setattr(metrics, "peak_flops", lambda kind: 1e12)
+    rates = metrics.throughput(MODEL, **RATES, attention_pairs=0)
+    untrained = (rates["mfu"] - rates["mfu_attention"]) * 8 * 1e12 * 2.0
+    assert untrained == pytest.approx(200 * 6 * 151_936 * 4_096, rel=1e-9)
 
 
 def test_a_resumed_run_forgets_records_after_its_checkpoint(tmp_path):

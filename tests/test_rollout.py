@@ -1,28 +1,21 @@
-import contextlib
+"""A rollout: its settings as Harbor takes them, failures told apart, its report and faults."""
+
 import dataclasses
 import fcntl
-import http.server
 import json
-import os
 import pathlib
-import signal
-import sys
-import threading
-import time
 
 import pytest
 from harbor_side import PROGRAM, ask, job_config, needs_harbor
 
 from data_pipeline import (
     harbor,
-    model_server,
     rollout,
     rollout_options,
     rollout_report,
     trials,
 )
 
-KEY = "sk-a-key-that-no-file-may-hold"
 REPOSITORY = pathlib.Path(rollout.__file__).parents[1]
 
 
@@ -155,133 +148,6 @@ def test_an_end_of_the_local_sandbox_is_told_by_its_reason():
     assert "SandboxLost" not in trials.never_retried()
     assert of("out_of_memory") == of("too_many_processes") == trials.Failure.AGENT
     assert "SandboxEnded" in trials.never_retried()
-
-
-# --- the model's server
-
-
-@contextlib.contextmanager
-def serving(status, body):
-    """A server that has one answer, such as servers of models give to GET /v1/models."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append((self.path, self.headers.get("Authorization")))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_):
-            pass
-
-    asked = []
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_the_server_says_how_much_its_model_reads(monkeypatch):
-    monkeypatch.setenv("SOME_KEY", KEY)
-    vllm = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 40_960}]}
-    with serving(200, vllm) as (url, asked):
-        assert model_server.check(url, model="m", api_key_env="SOME_KEY") == 40_960
-        assert asked == [("/v1/models", f"Bearer {KEY}")]
-        with pytest.raises(ValueError, match=r"--model=other is not served .* it has m"):
-            model_server.check(url, model="other", api_key_env="SOME_KEY")
-    with serving(401, {}) as (url, _), pytest.raises(ValueError, match="SOME_KEY") as caught:
-        model_server.check(url, model="m", api_key_env="SOME_KEY")
-    assert KEY not in str(caught.value)
-    with serving(404, {}) as (url, _):
-        assert model_server.check(url, model="m", api_key_env="SOME_KEY") == 0
-    with pytest.raises(ValueError, match="does not answer"):
-        model_server.check(url, model="m", api_key_env="SOME_KEY")
-
-
-def test_a_server_that_is_gone_is_borne_for_a_while():
-    with serving(200, {"data": []}) as (url, _):
-        watch = model_server.Watch(url, api_key_env="SOME_KEY", grace_s=0.4)
-        time.sleep(0.5)
-        watch.look()
-    time.sleep(0.2)
-    watch.look()  # not yet
-    time.sleep(0.5)
-    with pytest.raises(ValueError, match="has not answered for"):
-        watch.look()
-
-
-# --- a process that can be stopped
-
-
-def run_python(script, tmp_path, *, tick=lambda: None):
-    return harbor.run(
-        [sys.executable, "-c", script],
-        environment=dict(os.environ),
-        log_file=tmp_path / "log",
-        keep_open=[],
-        tick=tick,
-    )
-
-
-PATIENT = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: (print("asked", flush=True), {end}))
-print("ready", flush=True)
-time.sleep(600)
-"""
-
-
-def when_ready(log, action):
-    """A `tick` that acts once the process has begun."""
-    done = []
-
-    def tick():
-        if not done and log.exists() and "ready" in log.read_text():
-            done.append(True)
-            action()
-
-    return tick
-
-
-def test_exit_codes_and_output_are_kept(tmp_path):
-    assert run_python("print('said'); raise SystemExit(3)", tmp_path) == 3
-    assert (tmp_path / "log").read_text() == "said\n"
-
-
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_a_signal_ends_the_process_as_an_interrupt(tmp_path, number):
-    before = signal.getsignal(number)
-    tick = when_ready(tmp_path / "log", lambda: os.kill(os.getpid(), number))
-    with pytest.raises(harbor.StoppedError) as caught:
-        run_python(PATIENT.format(end="sys.exit(0)"), tmp_path, tick=tick)
-    assert caught.value.number == number
-    assert (tmp_path / "log").read_text() == "ready\nasked\n"
-    assert signal.getsignal(number) is before
-
-
-def test_a_second_signal_kills(tmp_path):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-
-    begun = time.monotonic()
-    with pytest.raises(harbor.StoppedError):
-        run_python(PATIENT.format(end="None"), tmp_path, tick=when_ready(tmp_path / "log", twice))
-    assert time.monotonic() - begun < 60
-
-
-def test_what_goes_wrong_meanwhile_ends_the_process(tmp_path):
-    def fail():
-        raise ValueError("the server is gone")
-
-    with pytest.raises(ValueError, match="the server is gone"):
-        run_python(
-            PATIENT.format(end="sys.exit(0)"), tmp_path, tick=when_ready(tmp_path / "log", fail)
-        )
-    assert (tmp_path / "log").read_text() == "ready\nasked\n"
 
 
 # --- the report

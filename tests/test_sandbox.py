@@ -21,25 +21,25 @@ def box():
         yield box
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_command_s_code_output_and_complaint(box):
     done = box.run("echo out; echo err >&2; exit 3", timeout_s=20)
     assert (done.return_code, done.stdout, done.stderr) == (3, b"out\n", b"err\n")
     assert done.status == "ok" and not done.truncated
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_command_as_words_is_not_read_by_a_shell(box):
     done = box.run(["/usr/bin/printf", "%s", "$HOME; `id`"], timeout_s=20)
     assert done.stdout == b"$HOME; `id`"
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_command_ended_by_a_signal_has_the_code_of_a_shell(box):
     assert box.run("kill -SEGV $$", timeout_s=20).return_code == 128 + signal.SIGSEGV
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_program_or_folder_that_is_missing_is_told(box):
     for arguments in ({"command": ["/no/such"]}, {"command": "true", "cwd": "/no/such"}):
         done = box.run(**arguments, timeout_s=20)
@@ -47,7 +47,7 @@ def test_a_program_or_folder_that_is_missing_is_told(box):
         assert b"/no/such" in done.stderr
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_stdin_folder_and_environment(box):
     data = os.urandom(3_000_000)
     done = box.run("sha256sum", stdin=data, timeout_s=60)
@@ -57,7 +57,7 @@ def test_stdin_folder_and_environment(box):
     assert box.run("head -c 1 >/dev/null", stdin=data, timeout_s=20).status == "ok"
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_command_gets_three_descriptors_and_default_signals(box):
     done = box.run(["/bin/ls", "/proc/self/fd"], timeout_s=20)
     assert done.stdout.split() == [b"0", b"1", b"2", b"3"]  # 3 is the folder that ls reads
@@ -65,7 +65,7 @@ def test_a_command_gets_three_descriptors_and_default_signals(box):
     assert done.stdout == b"y\n141\n"  # SIGPIPE ends `yes`
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_commands_of_several_threads_run_at_once(box):
     def sleep(number: int):
         results[number] = box.run(f"sleep 1; echo {number}", timeout_s=30).stdout
@@ -81,7 +81,7 @@ def test_commands_of_several_threads_run_at_once(box):
     assert time.monotonic() - began_s < 6
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_the_time_is_over_even_for_what_ignores_sigterm(box):
     command = "trap '' TERM; (trap '' TERM; sleep 777001) & while :; do sleep 1; done"
     done = box.run(command, timeout_s=1)
@@ -89,7 +89,7 @@ def test_the_time_is_over_even_for_what_ignores_sigterm(box):
     assert boxes.wait_until(lambda: not boxes.has_process("777001"))  # its group went with it
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_a_command_can_be_cancelled(box):
     cancelled = threading.Event()
     threading.Timer(0.5, cancelled.set).start()
@@ -98,14 +98,14 @@ def test_a_command_can_be_cancelled(box):
     assert boxes.wait_until(lambda: not boxes.has_process("777002"))
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_output_beyond_the_bound_is_dropped(box):
     done = box.run("yes | head -c 5000000; echo end >&2", timeout_s=60, max_output_bytes=1000)
     assert done.stdout == b"y\n" * 500 and done.truncated
     assert (done.return_code, done.stderr) == (0, b"end\n")
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_what_runs_in_the_background_goes_on_until_the_end():
     with boxes.make_box() as box:
         began_s = time.monotonic()
@@ -116,7 +116,7 @@ def test_what_runs_in_the_background_goes_on_until_the_end():
     assert not boxes.has_process("777003")
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 @pytest.mark.skipif(not pathlib.Path("/usr/bin/tmux").exists(), reason="no /usr/bin/tmux")
 def test_tmux_lives_between_commands(box):
     started = box.run("tmux new-session -d -x 80 -y 24 -s main 'bash --login'", timeout_s=30)
@@ -125,7 +125,7 @@ def test_tmux_lives_between_commands(box):
     assert boxes.wait_until(lambda: box.run("cat /app/answer", timeout_s=30).stdout == b"42\n")
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_files_go_in_and_come_out(box, tmp_path):
     data = os.urandom(100_000)
     box.put_file(data, "/made/for/this/file", 0o750)
@@ -140,7 +140,7 @@ def test_files_go_in_and_come_out(box, tmp_path):
         box.put_file(b"", "relative")
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_folders_go_in_and_come_out_the_same(box, tmp_path):
     source, target = tmp_path / "in", tmp_path / "out"
     (source / "empty").mkdir(parents=True)
@@ -161,7 +161,7 @@ def test_folders_go_in_and_come_out_the_same(box, tmp_path):
     assert tree(target) == tree(source)
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_the_view_is_a_machine_of_its_own(box):
     done = box.run("id -u; hostname; ls / | tr '\\n' ' '; ls -A /usr/local/bin /root", timeout_s=20)
     lines = done.stdout.decode().splitlines()
@@ -182,13 +182,13 @@ def test_the_view_is_a_machine_of_its_own(box):
         assert box.run(f"mkdir -p {path} && touch {path}/file", timeout_s=20).return_code == 0
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_the_list_of_processes_is_short(box):
     for command in (["/bin/cat", "/proc/1/cmdline"], ["/bin/ls", "/proc/1/fd"]):
         assert 0 < len(box.run(command, timeout_s=20).stdout) < 80
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_cores_are_those_given():
     with boxes.make_box(cpus=1) as box:
         assert box.run("nproc", timeout_s=20).stdout == b"1\n"

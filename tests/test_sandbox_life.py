@@ -30,7 +30,7 @@ def box():
         yield box
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_it_lives_on_when_the_thread_that_started_it_ends():
     box = boxes.make_box()
     thread = threading.Thread(target=box.start)
@@ -43,7 +43,7 @@ def test_it_lives_on_when_the_thread_that_started_it_ends():
     assert box.status == "stopped"
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_its_lifetime_ends_it():
     with boxes.make_box(lifetime_s=1) as box:
         done = box.run("sleep 777004", timeout_s=60)
@@ -53,7 +53,7 @@ def test_its_lifetime_ends_it():
             box.run("true", timeout_s=1)
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_it_dies_with_the_program_that_started_it():
     program = (
         "from data_pipeline.sandbox import sandbox\n"
@@ -74,7 +74,7 @@ def test_it_refuses_to_start_without_bubblewrap(monkeypatch, tmp_path):
         boxes.make_box().start()
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_it_refuses_to_start_where_bubblewrap_fails(monkeypatch, tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "bwrap").write_text("#!/bin/sh\necho bwrap: No permissions >&2\nexit 1\n")
@@ -102,7 +102,7 @@ def test_the_filter_is_known_for_both_machines_and_no_other():
         seccomp.program("riscv64")
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_it_cannot_start_twice_nor_after_its_end():
     box = boxes.make_box()
     box.stop()
@@ -112,7 +112,7 @@ def test_it_cannot_start_twice_nor_after_its_end():
         box.start()
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_nothing_stays_open_in_the_program_that_used_it(box):
     def num_open() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -153,7 +153,7 @@ def test_the_machine_s_shortage_of_memory_is_not_the_group_s(tmp_path):
     assert group.was_out_of_memory()
 
 
-@boxes.needs_sandbox
+@boxes.needs_programs
 def test_usage_is_what_the_programs_take(box):
     before = box._keeper.usage()
     program = "x = bytearray(60 << 20); import time; print('full', flush=True); time.sleep(60)"
@@ -200,7 +200,7 @@ def _public_python(folder: pathlib.Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@boxes.needs_sandbox
+@boxes.needs_programs
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None,
     reason="only root with setpriv can run the tests again as somebody else",

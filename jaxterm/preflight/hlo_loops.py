@@ -2,7 +2,8 @@
 
 The TPU compiler does not write trip counts down. A counted loop carries its counter in a tuple:
 the value it starts from, what the body adds and the bound of the condition are found as constants,
-through copies, fusions and the tuples of the loops outside.
+through copies, fusions and the tuples of the loops outside. A loop that also ends when data says so
+(one comparison of two) counts with what the other allows: the most that it runs.
 """
 
 import dataclasses
@@ -36,8 +37,16 @@ class Comparison:
     right: "Value"
 
 
+@dataclasses.dataclass(frozen=True)
+class Both:
+    """`left and right`."""
+
+    left: "Value"
+    right: "Value"
+
+
 # None is what is not followed: arrays, and scalars that depend on data.
-Value = Number | Comparison | tuple["Value", ...] | None
+Value = Number | Comparison | Both | tuple["Value", ...] | None
 
 
 class Scope:
@@ -87,6 +96,8 @@ class Scope:
         if opcode == "compare" and (found := _DIRECTION.search(instruction.attributes)):
             left, right = self.operands(instruction)
             return Comparison(left, found[1], right)
+        if opcode == "and":
+            return Both(*self.operands(instruction))
         if opcode in ("fusion", "call"):
             (called,) = instruction.called("calls", "to_apply")
             return Scope(self._loops, called, self.operands(instruction)).result
@@ -103,7 +114,7 @@ class Loops:
         self._kept: dict[str, tuple[bool, ...]] = {}
 
     def trip_count(self, loop: hlo_text.Instruction, scope: Scope) -> int | None:
-        """How often the body of a `while` runs; None where that is not to be seen.
+        """How often the body of a `while` runs, at the most; None where that is not to be seen.
 
         Args:
             loop: the `while`.
@@ -113,23 +124,12 @@ class Loops:
             return int(known[1])
         named = _with_names(self.carried(loop, scope))
         test = Scope(self, loop.called("condition")[0], (named,)).result
-        if not isinstance(test, Comparison):
-            return None
-        counter, direction, bound = test.left, test.direction, test.right
-        if _is_constant(counter):
-            counter, direction, bound = bound, _MIRRORED[direction], counter
-        if not isinstance(counter, Number) or counter.element is None:
-            return None
-        start = _element(scope.operands(loop)[0], counter.element)
-        after = _element(Scope(self, loop.called("body")[0], (named,)).result, counter.element)
-        if not (isinstance(bound, Number) and isinstance(start, Number)):
-            return None
-        if not (isinstance(after, Number) and after.element == counter.element):
-            return None
-        if bound.element is not None or start.element is not None:
-            return None
-        first = start.constant + counter.constant
-        return _iterations(first, after.constant, direction, bound.constant)
+        starts, after = (
+            scope.operands(loop)[0],
+            Scope(self, loop.called("body")[0], (named,)).result,
+        )
+        counts = [_trip_count(each, starts, after) for each in _comparisons(test)]
+        return min((count for count in counts if count is not None), default=None)
 
     def carried(self, loop: hlo_text.Instruction, scope: Scope) -> tuple[Value, ...]:
         """What is known of a loop's carried elements in every iteration: those it never changes."""
@@ -146,6 +146,31 @@ class Loops:
                 _element(after, i) == Number(0, element=i) for i in range(size)
             )
         return self._kept[body]
+
+
+def _comparisons(test: Value) -> list[Comparison]:
+    """All of which a loop goes on only while they hold."""
+    if isinstance(test, Both):
+        return _comparisons(test.left) + _comparisons(test.right)
+    return [test] if isinstance(test, Comparison) else []
+
+
+def _trip_count(test: Comparison, starts: Value, after: Value) -> int | None:
+    """How often a comparison holds of a loop's elements: what they start from, and after a turn."""
+    counter, direction, bound = test.left, test.direction, test.right
+    if _is_constant(counter):
+        counter, direction, bound = bound, _MIRRORED[direction], counter
+    if not isinstance(counter, Number) or counter.element is None:
+        return None
+    start, turned = _element(starts, counter.element), _element(after, counter.element)
+    if not (isinstance(bound, Number) and isinstance(start, Number)):
+        return None
+    if not (isinstance(turned, Number) and turned.element == counter.element):
+        return None
+    if bound.element is not None or start.element is not None:
+        return None
+    first = start.constant + counter.constant
+    return _iterations(first, turned.constant, direction, bound.constant)
 
 
 def _with_names(values: tuple[Value, ...]) -> tuple[Value, ...]:

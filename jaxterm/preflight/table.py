@@ -18,7 +18,7 @@ def show(found: analysis.Preflight, console: rich.console.Console) -> None:
     console.print(
         f"FLOPs a device and step: {found.step_flops / 1e12:,.0f} T, the model's own "
         f"{found.model_flops / 1e12:,.0f} T: {found.recompute_share:.3f} times "
-        "(rows counted as one segment)"
+        "(rows counted as one segment, all of it trained)"
     )
     console.print(
         f"estimate from peaks: {found.step_seconds:.2f} s a step at the least "
