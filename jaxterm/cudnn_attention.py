@@ -215,8 +215,10 @@ def _forward(
         return out, _by_token(log_sums, places)
 
     out, log_sums = _in_calls(call, segments, segments_a_call)
-    # Named for the remat policies: kept, the backward pass does not repeat this one.
-    out, log_sums = jax.tree.map(lambda x: checkpoint_name(x, _NAME), (out, log_sums.T))
+    # Named for the remat policies: kept, the backward pass repeats neither this nor the search.
+    out, log_sums, segments = jax.tree.map(
+        lambda x: checkpoint_name(x, _NAME), (out, log_sums.T, segments)
+    )
     return out, (q, k, v, segments, out, log_sums)
 
 

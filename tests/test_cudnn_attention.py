@@ -4,6 +4,8 @@ No CPU runs cuDNN. Here the definition takes its place, with NaN wherever cuDNN 
 was; the real one is lowered for CUDA, and compared in test_gpu_attention.py where a GPU is.
 """
 
+import re
+
 import gpu_parity
 import jax
 import jax.numpy as jnp
@@ -134,11 +136,8 @@ def test_segments_a_call_fit_in_the_memory_they_may_have():
     assert cudnn_attention.fitting_segments(1024 * 128) == 64
 
 
-def num_calls(policy):
-    """cuDNN's calls forward and backward in the lowered gradients of a rematerialised attention.
-
-    Each stands twice in the text: for the first segments, and in the loop over those left.
-    """
+def lowered_gradients(policy):
+    """The text of a rematerialised attention's gradients, lowered for a GPU."""
     compute = config.ComputeConfig(remat=policy)
     shapes = [jax.ShapeDtypeStruct((1, 4096, n, 128), jnp.bfloat16) for n in (16, 8, 8)]
 
@@ -149,14 +148,19 @@ def num_calls(policy):
     traced = jax.jit(jax.value_and_grad(kept, (0, 1, 2))).trace(
         *shapes, jax.ShapeDtypeStruct((1, 4096), jnp.int32)
     )
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(("policy", "times"), [("attention", 1), ("full", 2)])
+def test_kept_attention_is_not_computed_again(policy, times):
+    text = lowered_gradients(policy)
     assert "4096x4096" not in text  # no mask
-    return text.count("@__cudnn$fmhaSoftmax("), text.count("@__cudnn$fmhaSoftmaxBackward(")
-
-
-def test_kept_attention_is_not_computed_again():
-    assert num_calls("attention") == (2, 2)
-    assert num_calls("full") == (4, 2)
+    # Each call stands twice: for the first segments, and in the loop over those left.
+    assert text.count("@__cudnn$fmhaSoftmax(") == 2 * times
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 2
+    # The search for segments writes where each begins, and where each ends.
+    num_slots = 4096 + cudnn_attention.fitting_segments(4096 * 16 * 128)
+    assert len(re.findall(rf"}}\) : \(tensor<{num_slots}xi32>", text)) == 2 * times
 
 
 def test_what_cudnn_does_not_know_is_refused():
