@@ -119,7 +119,7 @@ def _forward(sizes: tuple[int, int, bool], hidden: Array, head: Array, targets: 
         return (carry[0] * size < most) & (carry[0] < num_chunks)
 
     def chunk(carry):
-        index, total, d_head, tokens = carry
+        index, sums, d_head, tokens = carry
         x, wanted = (_take_chunk(each, index, size) for each in (tokens, queue.targets))
         losses, logits, log_total = _chunk_losses(head, vocab_size, x, wanted)
         hits = jnp.arange(head.shape[0]).reshape(1, 1, 1, -1) == wanted[..., None]
@@ -130,18 +130,20 @@ def _forward(sizes: tuple[int, int, bool], hidden: Array, head: Array, targets: 
             d_head = _cut(d_head + _per_shard_products(x, d_logits, row_shards))
         # A token's gradient takes its place: it is not read again.
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, d_x, index * size, axis=2)
-        return index + 1, total + losses.sum(), d_head, tokens
+        return index + 1, sums + losses.sum(-1), d_head, tokens
 
-    # Each shard of the rows and of the length sums its own part, [R, C, D, V], over all chunks;
-    # the parts meet once, behind the loop. They are made once the head is there, not beside it.
+    # Each shard of the rows and of the length sums its own losses, [B, C], and its own part of the
+    # head's gradient, [R, C, D, V], over all chunks; they meet once, behind the loop. They are made
+    # once the head is there, not beside it.
     head, zero = jax.lax.optimization_barrier((head, jnp.float32(0)))
+    no_loss = sharding.constrain(jnp.full(queue.targets.shape[:2], zero), "batch", "length")
     zeros = None
     if trains_head:
         zeros = _cut(jnp.full((row_shards, length_shards, *head.shape[::-1]), zero))
-    _, total, d_head, d_tokens = jax.lax.while_loop(
-        is_unfinished, chunk, (jnp.int32(0), zero, zeros, queue.hidden)
+    _, sums, d_head, d_tokens = jax.lax.while_loop(
+        is_unfinished, chunk, (jnp.int32(0), no_loss, zeros, queue.hidden)
     )
-    d_hidden = _back_to_their_places(d_tokens, places, targets)
+    total, d_hidden = sums.sum(), _back_to_their_places(d_tokens, places, targets)
     if d_head is None:
         return total, (d_hidden, None)
     # Before anything else is done: so that the parts do not wait beside the blocks' backward pass.
