@@ -112,7 +112,11 @@ def _down_backward(residuals: tuple[Array, Array, Array], d_out: Float[Array, "B
     d_weight, gate, up, d_out = jax.lax.optimization_barrier((d_weight, gate, up, d_out))
     d_product = jnp.einsum("BTD,DF->BTF", d_out, weight)
     silu, d_silu = jax.vjp(jax.nn.silu, gate)
-    return *d_silu(d_product * up), d_product * silu, d_weight
+    (d_gate,), d_up = d_silu(d_product * up), d_product * silu
+    # Each is read by two products. XLA would make it again inside the transposed copy that one of
+    # them takes on a CPU, element by element: longer than the product itself.
+    d_gate, d_up = jax.lax.optimization_barrier((d_gate, d_up))
+    return d_gate, d_up, d_weight
 
 
 _down.defvjp(_down_forward, _down_backward)
