@@ -133,8 +133,8 @@ def _forward(sizes: tuple[int, int, bool], hidden: Array, head: Array, targets: 
         return index + 1, sums + losses.sum(-1), d_head, tokens
 
     # Each shard of the rows and of the length sums its own losses, [B, C], and its own part of the
-    # head's gradient, [R, C, D, V], over all chunks; they meet once, behind the loop. They are made
-    # once the head is there, not beside it.
+    # head's gradient, [R, C, D, V], over all chunks; they meet once, behind the loop. The zeros to
+    # begin with are made once the head is there, not beside it.
     head, zero = jax.lax.optimization_barrier((head, jnp.float32(0)))
     no_loss = sharding.constrain(jnp.full(queue.targets.shape[:2], zero), "batch", "length")
     zeros = None
@@ -143,7 +143,8 @@ def _forward(sizes: tuple[int, int, bool], hidden: Array, head: Array, targets: 
     _, sums, d_head, d_tokens = jax.lax.while_loop(
         is_unfinished, chunk, (jnp.int32(0), no_loss, zeros, queue.hidden)
     )
-    total, d_hidden = sums.sum(), _back_to_their_places(d_tokens, places, targets)
+    total = sums.sum()
+    d_hidden = _back_to_their_places(d_tokens, places, targets)
     if d_head is None:
         return total, (d_hidden, None)
     # Before anything else is done: so that the parts do not wait beside the blocks' backward pass.
